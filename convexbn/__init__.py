@@ -1,0 +1,70 @@
+"""Train ReLU networks with batch normalisation to global optimality by convex optimisation, and certify the result.
+
+`fit_convex_bn(X, y)` is the way in; `ConvexBNRegressor` and `ConvexBNClassifier` are its scikit-learn estimators.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
+from convexbn.certificate import Certificate, Evidence, certify
+from convexbn.export import from_torch, to_torch
+from convexbn.fit import Fit, beta_max, fit_convex_bn
+from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
+from convexbn.network import Network, recover
+from convexbn.program import Program
+from convexbn.solution import Solution, Solver, SolverError, SolverUnavailable, Status
+from convexbn.solvers import ClosedForm, Conic
+from convexbn.validation import ConvexBNError, InputError
+from convexbn.whitening import Whitening, whiten
+
+if TYPE_CHECKING:
+    from convexbn.estimators import ConvexBNClassifier, ConvexBNRegressor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Arrangements",
+    "Certificate",
+    "ClosedForm",
+    "Conic",
+    "ConvexBNClassifier",
+    "ConvexBNError",
+    "ConvexBNRegressor",
+    "Evidence",
+    "Fit",
+    "Hinge",
+    "Huber",
+    "InputError",
+    "Logistic",
+    "Loss",
+    "Network",
+    "Program",
+    "Solution",
+    "Solver",
+    "SolverError",
+    "SolverUnavailable",
+    "Squared",
+    "Status",
+    "Whitening",
+    "beta_max",
+    "certify",
+    "count_arrangements",
+    "enumerate_arrangements",
+    "fit_convex_bn",
+    "from_torch",
+    "recover",
+    "sample_arrangements",
+    "to_torch",
+    "whiten",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators on first use: scikit-learn takes a second to import."""
+    if name in ("ConvexBNClassifier", "ConvexBNRegressor"):
+        from convexbn import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module 'convexbn' has no attribute {name!r}")

@@ -1,0 +1,222 @@
+"""The whole line on one screen: whiten, take the arrangements, build the program, solve, recover, certify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
+from convexbn.certificate import Certificate, certify
+from convexbn.export import to_torch
+from convexbn.losses import Loss, get_loss
+from convexbn.network import Network, merge, recover
+from convexbn.pricing import is_square, price_dual
+from convexbn.program import Program
+from convexbn.solution import Solution, Solver
+from convexbn.solvers import ClosedForm, Conic
+from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets
+from convexbn.whitening import Whitening, whiten
+
+if TYPE_CHECKING:
+    import torch
+
+# The "auto" choices.
+BETA_FRACTION = 0.1  # of beta_max
+ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound
+SAMPLE_SIZE = 50  # arrangements
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained network with everything that led to it.
+
+    Attributes
+    ----------
+    network : the network with batch normalisation
+    certificate : its objective, a bound, and what the bound rests on
+    solution : the solver's neurons and status
+    program : the convex program that was solved
+    whitening : the basis and the way back to raw weights
+    beta_max : the smallest beta with the zero network as optimum, over the program's arrangements
+    seconds : time of each stage
+    """
+
+    network: Network
+    certificate: Certificate
+    solution: Solution
+    program: Program
+    whitening: Whitening
+    beta_max: float
+    seconds: Mapping[str, float] = field(repr=False)
+
+    def predict(self, X: npt.ArrayLike) -> FloatArray:
+        """Outputs (k,) for the rows of X (k, d), with the training statistics; for logistic and hinge loss their sign is the label."""
+        return self.network.predict(X)
+
+    def to_torch(self, *, dtype: torch.dtype | None = None) -> torch.nn.Sequential:
+        """The network as a plain PyTorch module: see `convexbn.to_torch`."""
+        return to_torch(self.network, dtype=dtype)
+
+    def __str__(self) -> str:
+        program, certificate = self.program, self.certificate
+        n, rank = len(program.y), self.whitening.rank
+        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
+        arrangements = program.arrangements if program.arrangements is not None else "all, none had to be listed"
+        features = self.network.weights.shape[1]
+        lines = [
+            f"ReLU network with batch normalisation: {n} samples, {features} features of rank {rank}, {program.loss.name} loss",
+            f"  beta          {program.beta:.6g} ({program.beta / self.beta_max:.3g} of beta_max {self.beta_max:.6g})",
+            f"  objective     {certificate.objective:.10g}  (of the network, from the raw data)",
+            f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value})",
+            f"  neurons       {self.network.neurons}",
+            f"  arrangements  {arrangements}",
+            f"  solver        {self.solution.solver}: {self.solution.status.value}",
+            f"  time          {sum(self.seconds.values()):.2f} s ({stages})",
+        ]
+        return "\n".join(lines)
+
+
+def fit_convex_bn(
+    X: npt.ArrayLike,
+    y: npt.ArrayLike,
+    *,
+    beta: float | None = None,
+    loss: str | Loss = "squared",
+    arrangements: str | int | Arrangements = "auto",
+    solver: str | Solver = "auto",
+    seed: int = 0,
+    verbose: bool = False,
+) -> Fit:
+    """Train a two-layer ReLU network with batch normalisation and weight decay to the optimum of
+
+        min  L( sum_j (BN_{g_j,a_j}(X w_j))_+ v_j, y ) + (beta/2) sum_j ( g_j^2 + a_j^2 + v_j^2 )
+
+    by its equivalent convex program, and certify it. L is a sum over samples; BN divides by the l2 norm over the full batch and
+    has no epsilon (`docs/conventions.md` has PyTorch's scaling beside it). Source: Ergen et al. 2022.
+
+    Parameters
+    ----------
+    X : (n, d) real numbers, n >= 2
+    y : (n,) targets; -1 and +1 for logistic and hinge loss
+    beta : absolute; None takes 0.1 `beta_max`
+    loss : "squared", "logistic", "hinge", "huber", or a `Loss` such as `Huber(delta=0.5)`
+    arrangements : "auto" lists all where Cover's bound is at most 1000, else samples 50; "all"; a number to sample; or `Arrangements`.
+        At rank n - 1 the solver "auto" needs no list
+    solver : "auto" takes the closed form at rank n - 1, else Clarabel; "closed form"; a name that CVXPY knows, such as "SCS" or
+        "MOSEK"; or a `Solver` such as `Conic("SCS", {"eps_abs": 1e-9})`
+    seed : of the sample
+    verbose : show each stage
+
+    Raises
+    ------
+    InputError
+        For an argument that can't be used; the message names it and says what to do.
+    SolverError
+        Where the solver fails; its `status` says how.
+    """
+    seconds: dict[str, float] = {}
+    with _stage("whiten", seconds, verbose):
+        data, the_loss, targets, whitening = _prepare(X, y, loss)
+    with _stage("arrange", seconds, verbose):
+        the_solver = choose_solver(solver, whitening)
+        needed = not isinstance(the_solver, ClosedForm)
+        chosen = choose_arrangements(arrangements, whitening, seed=seed) if needed else None
+        largest = _beta_max(whitening, targets, the_loss, chosen)
+    strength = check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest if largest > 0 else 1.0
+    program = Program(whitening.basis, targets, the_loss, strength, chosen)
+    with _stage("solve", seconds, verbose):
+        solution = the_solver.solve(program)
+    with _stage("certify", seconds, verbose):
+        network = _simplest(whitening, solution, data, program)
+        certificate = certify(data, targets, network, beta=strength, loss=the_loss, arrangements=chosen, dual=solution.dual)
+    return Fit(network, certificate, solution, program, whitening, largest, seconds)
+
+
+def beta_max(
+    X: npt.ArrayLike,
+    y: npt.ArrayLike,
+    *,
+    loss: str | Loss = "squared",
+    arrangements: str | int | Arrangements = "auto",
+    seed: int = 0,
+) -> float:
+    """The smallest beta for which the zero network is optimal, h(V) at V = -grad L(0): max over ||s|| <= 1 of |V^T (U's)_+|.
+
+    Exact over the arrangements that are listed (or all of them at rank n - 1); over a sample it is that sample's. Parameters as in
+    `fit_convex_bn`.
+    """
+    _, the_loss, targets, whitening = _prepare(X, y, loss)
+    chosen = None if is_square(whitening.basis) else choose_arrangements(arrangements, whitening, seed=seed)
+    return _beta_max(whitening, targets, the_loss, chosen)
+
+
+def choose_arrangements(arrangements: str | int | Arrangements, whitening: Whitening, *, seed: int = 0) -> Arrangements:
+    """The arrangements that the argument of `fit_convex_bn` stands for."""
+    if isinstance(arrangements, Arrangements):
+        return arrangements
+    if arrangements == "all":
+        return enumerate_arrangements(whitening.basis)
+    if arrangements == "auto":
+        few = count_arrangements(whitening.samples, whitening.rank) <= ENUMERATE_UP_TO
+        return enumerate_arrangements(whitening.basis) if few else sample_arrangements(whitening.basis, SAMPLE_SIZE, seed=seed)
+    if isinstance(arrangements, (int, np.integer)) and not isinstance(arrangements, bool):
+        return sample_arrangements(whitening.basis, int(arrangements), seed=seed)
+    raise InputError(f"arrangements = {arrangements!r} must be 'auto', 'all', a number of arrangements to sample, or Arrangements")
+
+
+def choose_solver(solver: str | Solver, whitening: Whitening) -> Solver:
+    """The solver that the argument of `fit_convex_bn` stands for."""
+    if not isinstance(solver, str):
+        if not hasattr(solver, "solve"):
+            raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
+        return solver
+    if solver == "closed form" or (solver == "auto" and is_square(whitening.basis)):
+        return ClosedForm()
+    return Conic() if solver == "auto" else Conic(solver)
+
+
+def _prepare(X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss) -> tuple[FloatArray, Loss, FloatArray, Whitening]:
+    data = check_data(X)
+    the_loss = get_loss(loss)
+    targets = the_loss.check(check_targets(y, len(data)))
+    return data, the_loss, targets, whiten(data)
+
+
+def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None) -> float:
+    pull = -loss.gradient(np.zeros(len(y)), y)
+    return price_dual(whitening.basis, pull, arrangements).lower
+
+
+def _simplest(whitening: Whitening, solution: Solution, data: FloatArray, program: Program) -> Network:
+    """The network with the fewest neurons whose objective is, to 1e-8, the best that the solver's neurons give."""
+    thresholds = ((1e-3, 1e-4), (1e-4, 1e-6), (1e-5, 1e-8), (0.0, 0.0))
+    networks = [recover(whitening, *merge(solution.directions, solution.outputs, angle=a, smallest=s)) for a, s in thresholds]
+    objectives = [network.objective(data, program.y, program.loss, program.beta) for network in networks]
+    good = [network for network, value in zip(networks, objectives, strict=True) if value <= min(objectives) * (1.0 + 1e-8)]
+    return min(good, key=lambda network: network.neurons)
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float], verbose: bool) -> Iterator[Any]:
+    """Time a stage, and show it while it runs."""
+    start = time.perf_counter()
+    if verbose:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        try:
+            with console.status(f"convexbn: {name}"):
+                yield
+        except KeyboardInterrupt:
+            console.print(f"convexbn: interrupted in the stage '{name}'; nothing was kept")
+            raise
+        console.print(f"convexbn: {name} {time.perf_counter() - start:.2f} s")
+    else:
+        yield
+    seconds[name] = time.perf_counter() - start

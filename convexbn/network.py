@@ -1,0 +1,134 @@
+"""The network with batch normalisation as arrays, its forward pass and weight-decay objective, and its recovery from neurons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from convexbn.losses import Loss
+from convexbn.validation import FloatArray, InputError, check_data
+from convexbn.whitening import CONSTANT_COLUMN, Whitening
+
+
+@dataclass(frozen=True)
+class Network:
+    """f(x) = sum_j ( g_j (w_j^T x - c_j) / n_j + a_j / sqrt(n) )_+ v_j^T, with the batch statistics c_j and n_j of n training samples.
+
+    On those samples it is f(X) = sum_j ( BN_{g_j,a_j}(X w_j) )_+ v_j^T with BN_{g,a}(z) = g Pi z / ||Pi z|| + a 1/sqrt(n).
+    PyTorch's layer has weight = g / sqrt(n) and bias = a / sqrt(n).
+
+    Attributes
+    ----------
+    weights : (m, d) the w_j, in 1 / unit of X; their scale is free
+    centre : (m,) c_j, the mean of X w_j
+    norm : (m,) n_j = ||Pi X w_j||
+    gain : (m,) g_j
+    shift : (m,) a_j
+    outputs : (m, C) the v_j
+    samples : n, the number of training samples
+    """
+
+    weights: FloatArray
+    centre: FloatArray
+    norm: FloatArray
+    gain: FloatArray
+    shift: FloatArray
+    outputs: FloatArray
+    samples: int
+
+    @property
+    def neurons(self) -> int:
+        """How many neurons have an output at all."""
+        return int(np.any(self.outputs != 0, axis=1).sum())
+
+    def hidden(self, X: npt.ArrayLike) -> FloatArray:
+        """The normalised pre-activations g_j (w_j^T x - c_j) / n_j + a_j / sqrt(n), shape (k, m), of the rows of X (k, d)."""
+        rows = check_data(X, samples=1)
+        if rows.shape[1] != self.weights.shape[1]:
+            raise InputError(f"X has {rows.shape[1]} features, but this network is expecting {self.weights.shape[1]} features as input")
+        normalised = (rows @ self.weights.T - self.centre) / self.norm
+        hidden: FloatArray = normalised * self.gain + self.shift / np.sqrt(self.samples)
+        return hidden
+
+    def predict(self, X: npt.ArrayLike) -> FloatArray:
+        """Outputs for the rows of X (k, d) with the training statistics: shape (k,) for one output, else (k, C)."""
+        values: FloatArray = np.maximum(self.hidden(X), 0.0) @ self.outputs
+        return values[:, 0] if self.outputs.shape[1] == 1 else values
+
+    def penalty(self) -> float:
+        """(1/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 ): times beta, the weight decay. The w_j cost nothing, as their scale is free."""
+        return 0.5 * float(np.sum(self.gain**2) + np.sum(self.shift**2) + np.sum(self.outputs**2))
+
+    def on(self, X: npt.ArrayLike) -> Network:
+        """The same network with the batch statistics of X (n, d): what batch normalisation computes in training mode."""
+        rows = check_data(X)
+        products = rows @ self.weights.T
+        centre = products.mean(axis=0)
+        norm = np.linalg.norm(products - centre, axis=0)
+        constant = norm <= CONSTANT_COLUMN * np.max(np.abs(products), axis=0, initial=0.0) * np.sqrt(len(rows))
+        return replace(self, centre=centre, norm=np.where(constant, 1.0, norm), gain=np.where(constant, 0.0, self.gain), samples=len(rows))
+
+    def objective(self, X: npt.ArrayLike, y: FloatArray, loss: Loss, beta: float) -> float:
+        """L(f(X), y) + (beta/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 ), from the raw data (n, d) and their own batch statistics."""
+        return loss.value(self.on(X).predict(X), y) + beta * self.penalty()
+
+    def balanced(self) -> Network:
+        """The network with the same outputs and the least penalty that rescaling its neurons gives: ||(g_j, a_j)|| = ||v_j||."""
+        inner = np.hypot(self.gain, self.shift)
+        outer = np.linalg.norm(self.outputs, axis=1)
+        alive = (inner > 0) & (outer > 0)
+        factor = np.sqrt(np.where(alive, outer, 0.0) / np.where(alive, inner, 1.0))
+        inverse = np.where(alive, 1.0 / np.where(alive, factor, 1.0), 0.0)
+        return replace(self, gain=self.gain * factor, shift=self.shift * factor, outputs=self.outputs * inverse[:, None])
+
+
+def recover(whitening: Whitening, directions: FloatArray, outputs: FloatArray) -> Network:
+    """The network whose neurons on the whitened data are (U' s_j)_+ v_j^T, balanced: w = V Sigma^{-1} q, g = ||q||, a the last entry of s.
+
+    Parameters
+    ----------
+    whitening : of the training data
+    directions : (m, r+1) the s_j
+    outputs : (m, C) the v_j
+
+    A neuron with g = 0 takes the leading principal direction for its w, which has no effect. Without neurons the network gets one
+    with output 0, as PyTorch has no empty layers.
+    """
+    if not len(directions):
+        directions, outputs = np.zeros((1, whitening.rank + 1)), np.zeros((1, outputs.shape[1]))
+    q = directions[:, :-1]
+    gain = np.linalg.norm(q, axis=1)
+    leading = np.eye(1, whitening.rank)
+    unit = np.where((gain > 0)[:, None], q / np.where(gain > 0, gain, 1.0)[:, None], leading)
+    weights = whitening.raw_weights(unit)
+    centre = weights @ whitening.mean
+    network = Network(weights, centre, np.ones(len(gain)), gain, directions[:, -1], outputs, whitening.samples)
+    return network.balanced()
+
+
+def merge(directions: FloatArray, outputs: FloatArray, *, angle: float, smallest: float) -> tuple[FloatArray, FloatArray]:
+    """Join neurons whose unit directions differ by at most `angle`, then drop those with ||v_j|| <= `smallest` max ||v||.
+
+    A neuron on the border of two cells comes back from a solver once for each cell; joined, their outputs add up, and by the
+    triangle inequality the penalty doesn't grow. The strongest neuron of a group leads it, and the group's direction is the
+    mean weighted by ||v||.
+    """
+    size = np.linalg.norm(outputs, axis=1)
+    left = size > 0
+    joined, values = [], []
+    for j in np.argsort(-size):
+        if not left[j]:
+            continue
+        group = left & (np.linalg.norm(directions - directions[j], axis=1) <= angle)
+        left &= ~group
+        mean = size[group] @ directions[group]
+        joined.append(mean / np.linalg.norm(mean))
+        values.append(outputs[group].sum(axis=0))
+    if not joined:
+        return directions[:0], outputs[:0]
+    merged = np.array(values)
+    strength = np.linalg.norm(merged, axis=1)
+    keep = strength > smallest * np.max(strength)
+    return np.array(joined)[keep], merged[keep]

@@ -1,0 +1,112 @@
+"""Pricing: the neuron that a dual point values most, h(V) = max over ||s|| <= 1 of |V^T (U's)_+|, and upper bounds on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from convexbn.arrangements import TIE, Arrangements
+from convexbn.validation import BoolArray, FloatArray, InputError
+
+
+@dataclass(frozen=True)
+class Price:
+    """An interval around h(V) and the neuron at its lower end.
+
+    Attributes
+    ----------
+    upper : proved, over the arrangements that were priced
+    lower : |V^T (U's)_+| of `direction`
+    direction : (r+1,) s, of norm 1, or 0 where nothing has a price
+    sign : +1 or -1, the sign of V^T (U's)_+
+    """
+
+    upper: float
+    lower: float
+    direction: FloatArray
+    sign: float
+
+
+def price_dual(basis: FloatArray, v: FloatArray, arrangements: Arrangements | None) -> Price:
+    """h(V) over the given arrangements, or over all of them in closed form for a square basis.
+
+    Raises
+    ------
+    InputError
+        Where arrangements are needed and missing.
+    """
+    if is_square(basis):
+        return price_square(basis, v)
+    if arrangements is None:
+        raise InputError("arrangements are needed, as the data have rank below n - 1: pass enumerate_arrangements(whiten(X).basis)")
+    return price_arrangements(basis, v, arrangements.active)
+
+
+def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> Price:
+    """Bound |v^T D_i U's| over ||s|| <= 1 in the cones (2 D_i - I) U's >= 0 of the given arrangements.
+
+    One cone and sign is a projection, max c^T s = min over l >= 0 of ||c + A^T l|| with c = +-U'^T D_i v and A = (2 D_i - I) U':
+    a small non-negative least squares problem. Every l >= 0 gives a valid bound, so nothing rests on its accuracy. Hyperplanes
+    that meet within `TIE` count as one arrangement; letting the cones open by as much costs the margin TIE sum (l + |v|) ||u||.
+
+    Parameters
+    ----------
+    basis : (n, r+1) U'
+    v : (n,) the dual point V
+    active : (P, n) the diagonals of the D_i
+    """
+    height = np.linalg.norm(basis, axis=1)
+    centres = (active * v) @ basis
+    length = np.linalg.norm(centres, axis=1)
+    margin = TIE * float(np.abs(v) @ height)
+    best = Price(0.0, 0.0, np.zeros(basis.shape[1]), 1.0)
+    for i in np.argsort(-length):
+        if length[i] + margin <= best.upper:
+            break
+        cone = np.where(active[i], 1.0, -1.0)[:, None] * basis
+        for sign in (1.0, -1.0):
+            best = _dearer(best, _price_cone(basis, v, cone, sign * centres[i], height, margin))
+    return best
+
+
+def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: FloatArray, height: FloatArray, margin: float) -> Price:
+    from scipy.optimize import nnls
+
+    try:
+        multipliers, _ = nnls(cone.T, -centre)
+    except RuntimeError:  # out of iterations: without multipliers the bound is weak, and still a bound
+        multipliers = np.zeros(len(cone))
+    projection = centre + cone.T @ multipliers
+    norm = float(np.linalg.norm(projection))
+    upper = norm + margin + TIE * float(multipliers @ height)
+    direction = projection / norm if norm > 0 else projection
+    return _evaluated(basis, v, direction, upper)
+
+
+def price_square(basis: FloatArray, v: FloatArray) -> Price:
+    """h(V) = max(||V_+||, ||V_-||) in closed form, for a square basis (rank n-1): every pre-activation is within reach.
+
+    The relative margin 1e-12 covers the rounding of the norms.
+    """
+    positive, negative = np.maximum(v, 0.0), np.maximum(-v, 0.0)
+    target = positive if np.linalg.norm(positive) >= np.linalg.norm(negative) else negative
+    norm = float(np.linalg.norm(target))
+    direction = basis.T @ target / norm if norm > 0 else np.zeros(basis.shape[1])
+    return _evaluated(basis, v, direction, norm * (1.0 + 1e-12))
+
+
+def _evaluated(basis: FloatArray, v: FloatArray, direction: FloatArray, upper: float) -> Price:
+    worth = float(v @ np.maximum(basis @ direction, 0.0))
+    return Price(upper, abs(worth), direction, -1.0 if worth < 0 else 1.0)
+
+
+def _dearer(one: Price, other: Price) -> Price:
+    """The union of two intervals: the larger upper bound, and the neuron with the larger worth."""
+    winner = one if one.lower >= other.lower else other
+    return Price(max(one.upper, other.upper), winner.lower, winner.direction, winner.sign)
+
+
+def is_square(basis: FloatArray) -> bool:
+    """Whether the centred data have rank n - 1, so that `price_square` holds."""
+    return bool(basis.shape[0] == basis.shape[1])

@@ -1,0 +1,79 @@
+"""The convex program as data: the basis, the targets, the loss, beta and the arrangements, with the maps between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from convexbn.arrangements import Arrangements
+from convexbn.losses import Loss
+from convexbn.validation import FloatArray, InputError, check_positive
+
+
+@dataclass(frozen=True)
+class Program:
+    """The convex program that equals the training of a two-layer ReLU network with batch normalisation,
+
+        min  L( sum_i D_i U'(s_i - s_i'), y ) + beta sum_i ( ||s_i|| + ||s_i'|| )
+        s.t. (2 D_i - I) U' s_i >= 0,  (2 D_i - I) U' s_i' >= 0,        D_i = diag(1[U's >= 0]).
+
+    L is a sum over samples, ||.|| Euclidean. Over all arrangements its optimum is that of the network problem for every
+    width from n + 1 on; over a sample of arrangements it is an upper bound (Ergen et al. 2022, Theorem 2.2).
+
+    Attributes
+    ----------
+    basis : (n, r+1) U', orthonormal columns
+    y : (n,) targets, in their own unit
+    loss : L
+    beta : regularisation, in the unit of the gradient of L
+    arrangements : the D_i; None stands for all of them, not listed
+    """
+
+    basis: FloatArray
+    y: FloatArray
+    loss: Loss
+    beta: float
+    arrangements: Arrangements | None
+
+    def __post_init__(self) -> None:
+        check_positive(self.beta, "beta")
+        if self.y.shape != (len(self.basis),):
+            raise InputError(f"y has shape {self.y.shape}, but the basis has {len(self.basis)} rows: they must be equal in number")
+        if self.arrangements is not None and self.arrangements.active.shape[1:] != (len(self.basis),):
+            raise InputError(
+                f"arrangements are patterns of {self.arrangements.active.shape[1]} samples, but the basis has {len(self.basis)} rows: "
+                "make them from this basis"
+            )
+
+    @property
+    def active(self) -> FloatArray:
+        """(P, n) the diagonals of the D_i as 0.0 and 1.0."""
+        if self.arrangements is None:
+            raise InputError("arrangements are not listed in this program: enumerate or sample them for a solver that needs a list")
+        return self.arrangements.active.astype(np.float64)
+
+    def forward(self, weights: FloatArray) -> FloatArray:
+        """Predictions sum_i D_i U'(s_i - s_i'), shape (n,), of `weights` (2, P, r+1): weights[0, i] = s_i, weights[1, i] = s_i'."""
+        images = self.basis @ (weights[0] - weights[1]).T
+        predictions: FloatArray = np.einsum("pn,np->n", self.active, images)
+        return predictions
+
+    def adjoint(self, v: FloatArray) -> FloatArray:
+        """The adjoint of `forward`: U'^T D_i v and its negative, shape (2, P, r+1), for v of shape (n,)."""
+        images = (self.active * v) @ self.basis
+        return np.stack([images, -images])
+
+    def violation(self, weights: FloatArray) -> float:
+        """The largest amount by which `weights` (2, P, r+1) break the cone constraints; 0 where they hold."""
+        images = weights @ self.basis.T
+        return float(np.max(-(2.0 * self.active - 1.0) * images, initial=0.0))
+
+    def objective(self, weights: FloatArray) -> float:
+        """The objective of `weights` (2, P, r+1). An infeasible point lies below the optimum: read `violation` with it."""
+        penalty = self.beta * float(np.sum(np.linalg.norm(weights, axis=-1)))
+        return self.loss.value(self.forward(weights), self.y) + penalty
+
+    def dual_objective(self, v: FloatArray) -> float:
+        """-L*(-v), shape (n,): a lower bound on the optimum where max over the cones and ||s|| <= 1 of |v^T D_i U's| <= beta."""
+        return -self.loss.conjugate(-v, self.y)

@@ -1,0 +1,72 @@
+"""What a solver is and what it returns: a status that carries advice, and the neurons."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+from convexbn.program import Program
+from convexbn.validation import ConvexBNError, FloatArray
+
+
+class Status(enum.Enum):
+    """How a solve ended; the value is the advice."""
+
+    OPTIMAL = "solved to the solver's tolerance"
+    INACCURATE = "solved to less than the solver's tolerance: read the certificate's gap; scale X or y, or try another solver"
+    LIMIT = "stopped at a limit of iterations or time: raise it in the solver's options, or loosen its tolerances"
+    NUMERICAL = "the solver broke down numerically: try CLARABEL, a larger beta, or data without nearly collinear columns"
+    IMPOSSIBLE = "the solver calls the program infeasible or unbounded, which it never is: try another solver"
+    INTERRUPTED = "interrupted: what is here is the best so far"
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are neurons worth judging."""
+        return self in (Status.OPTIMAL, Status.INACCURATE, Status.INTERRUPTED)
+
+
+class SolverError(ConvexBNError, RuntimeError):
+    """A solve failed; `status` says how and what to try."""
+
+    def __init__(self, message: str, status: Status = Status.NUMERICAL) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class SolverUnavailable(SolverError):
+    """A solver is not installed, has no licence, or can't take this kind of program."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The neurons that a solver found: f = sum_j (U' s_j)_+ w_j^T with unit directions, at the penalty beta sum_j ||w_j||.
+
+    Attributes
+    ----------
+    directions : (m, r+1) the s_j, of norm 1
+    outputs : (m, C) the w_j, in the unit of the targets
+    status : how the solve ended
+    solver : who solved, for people to read
+    dual : (n,) the solver's dual point V, or None: a suggestion that the certificate checks and need not believe
+    iterations : as the solver counts them
+    compile_seconds : time spent on bringing the program into the solver's form
+    solve_seconds : time spent in the solver
+    """
+
+    directions: FloatArray
+    outputs: FloatArray
+    status: Status
+    solver: str
+    dual: FloatArray | None = None
+    iterations: int = 0
+    compile_seconds: float = 0.0
+    solve_seconds: float = 0.0
+
+
+class Solver(Protocol):
+    """A frozen record of settings with one method."""
+
+    def solve(self, program: Program) -> Solution:
+        """Solve the program, or raise `SolverError`."""
+        ...

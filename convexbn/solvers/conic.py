@@ -1,0 +1,186 @@
+"""Conic solvers through CVXPY; the only file that imports it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
+from convexbn.program import Program
+from convexbn.solution import Solution, SolverError, SolverUnavailable, Status
+from convexbn.validation import FloatArray, InputError
+
+# The loss as a CVXPY expression of the predictions f; `cp` is the module cvxpy.
+EXPRESSIONS: dict[type[Any], Callable[[Any, Any, Any, FloatArray], Any]] = {
+    Squared: lambda cp, loss, f, y: 0.5 * cp.sum_squares(f - y),
+    Huber: lambda cp, loss, f, y: 0.5 * cp.sum(cp.huber(f - y, loss.delta)),
+    Logistic: lambda cp, loss, f, y: cp.sum(cp.logistic(cp.multiply(-y, f))),
+    Hinge: lambda cp, loss, f, y: cp.sum(cp.pos(1.0 - cp.multiply(y, f))),
+}
+
+# CVXPY's words for how a solve ended.
+STATUSES = {
+    "optimal": Status.OPTIMAL,
+    "optimal_inaccurate": Status.INACCURATE,
+    "user_limit": Status.LIMIT,
+    "solver_error": Status.NUMERICAL,
+    "infeasible": Status.IMPOSSIBLE,
+    "infeasible_inaccurate": Status.IMPOSSIBLE,
+    "unbounded": Status.IMPOSSIBLE,
+    "unbounded_inaccurate": Status.IMPOSSIBLE,
+    "infeasible_or_unbounded": Status.IMPOSSIBLE,
+}
+
+# Settings that a solver gets unless `options` says otherwise: its own defaults are too loose to certify by.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLARABEL": {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10},
+    "SCS": {"eps_abs": 1e-7, "eps_rel": 1e-7, "max_iters": 50_000},
+}
+
+HOW_TO_INSTALL = {"MOSEK": "pip install 'convexbn[mosek]', and a licence from mosek.com"}
+
+
+@dataclass(frozen=True)
+class Conic:
+    """Hand the program, with the given arrangements, to a second-order cone solver that CVXPY knows.
+
+    Variables are s_i, s_i', their norms and the predictions; the cone constraints and the map to the predictions are written
+    as sparse matrices here, since CVXPY's own compilation of them takes longer than solving. The program is solved for targets
+    of unit size and scaled back.
+
+    Attributes
+    ----------
+    name : CVXPY's name of the solver: CLARABEL (default), SCS, MOSEK, ECOS, QOCO, ...
+    options : passed to `cvxpy.Problem.solve` as they are
+    accept : the statuses that don't raise
+    """
+
+    name: str = "CLARABEL"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    accept: tuple[Status, ...] = (Status.OPTIMAL, Status.INACCURATE)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", str(self.name).upper())
+        if not isinstance(self.options, Mapping):
+            raise InputError(f"options = {self.options!r} must be a dictionary of the solver's own settings")
+
+    def solve(self, program: Program) -> Solution:
+        """The neurons at the solver's optimum, with its dual point.
+
+        Raises
+        ------
+        SolverUnavailable
+            Where the solver is not installed, has no licence or can't take the loss.
+        SolverError
+            Where the solve ends with a status outside of `accept`.
+        """
+        import cvxpy as cp
+
+        _check_installed(cp, self.name)
+        unit = program.loss.scale(program.y)
+        f, weights = cp.Variable(len(program.y)), cp.Variable(2 * len(program.active) * program.basis.shape[1])
+        problem, link = _formulate(cp, program, unit, f, weights)
+        started = time.perf_counter()
+        self._run(cp, problem)
+        seconds = time.perf_counter() - started
+        status = STATUSES.get(problem.status, Status.NUMERICAL)
+        if status not in self.accept or weights.value is None:
+            raise SolverError(f"{self.name}: {status.value} (it said {problem.status!r})", status)
+        directions, outputs = _neurons(unit * weights.value.reshape(-1, program.basis.shape[1]))
+        compiled = float(problem.compilation_time or 0.0)
+        return Solution(
+            directions,
+            outputs,
+            status,
+            self.name,
+            dual=None if link.dual_value is None else unit * link.dual_value,
+            iterations=int(problem.solver_stats.num_iters or 0),
+            compile_seconds=compiled,
+            solve_seconds=seconds - compiled,
+        )
+
+    def _run(self, cp: Any, problem: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # CVXPY warns of inaccuracy; the status and the certificate say it
+                problem.solve(solver=self.name, **{**DEFAULTS.get(self.name, {}), **self.options})
+        except cp.error.SolverError as error:
+            reason = str(error)
+            if "cannot handle" in reason or "not install" in reason.lower() or "conic" in reason.lower():
+                raise SolverUnavailable(f"{self.name} can't take this program ({reason}): use CLARABEL or SCS") from error
+            raise SolverError(f"{self.name}: {Status.NUMERICAL.value} ({reason})", Status.NUMERICAL) from error
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise InputError(f"options = {dict(self.options)} were refused by {self.name} ({error}): see its documentation") from error
+        except Exception as error:
+            if _is_licence_error(error):
+                raise SolverUnavailable(
+                    f"{self.name} has no valid licence here ({error}): install one, or use solver='CLARABEL', which needs none"
+                ) from error
+            raise
+
+
+def _is_licence_error(error: Exception) -> bool:
+    """Solvers raise their own classes for a missing licence; all of them say the word."""
+    words = f"{type(error).__name__} {error}".lower()
+    return "licen" in words
+
+
+def _check_installed(cp: Any, name: str) -> None:
+    from cvxpy.reductions.solvers.defines import SOLVER_MAP_CONIC
+
+    conic = sorted(n for n in cp.installed_solvers() if n in SOLVER_MAP_CONIC and cp.SOC in SOLVER_MAP_CONIC[n].SUPPORTED_CONSTRAINTS)
+    if name in conic:
+        return
+    if name in SOLVER_MAP_CONIC and cp.SOC in SOLVER_MAP_CONIC[name].SUPPORTED_CONSTRAINTS:
+        advice = HOW_TO_INSTALL.get(name, f"install it (see CVXPY's page on {name})")
+        raise SolverUnavailable(f"{name} is not installed: {advice}; or use one of {', '.join(conic)}")
+    raise SolverUnavailable(f"solver {name!r} is no second-order cone solver that CVXPY knows: use one of {', '.join(conic)}")
+
+
+def _formulate(cp: Any, program: Program, unit: float, f: Any, weights: Any) -> tuple[Any, Any]:
+    """The CVXPY problem in y / unit, and its constraint f = forward(weights), whose multiplier is minus the gradient of the loss."""
+    loss: Loss = program.loss.rescaled(unit)
+    expression = EXPRESSIONS.get(type(loss))
+    if expression is None:
+        raise SolverUnavailable(f"the {loss.name} loss has no CVXPY expression: add one to convexbn.solvers.conic.EXPRESSIONS")
+    forward, cones = conic_matrices(program)
+    width = program.basis.shape[1]
+    norms = cp.Variable(weights.size // width)
+    link = f == forward @ weights
+    constraints = [link, cones @ weights >= 0, cp.SOC(norms, cp.reshape(weights, (width, norms.size), order="F"), axis=0)]
+    objective = expression(cp, loss, f, program.y / unit) + (program.beta / unit) * cp.sum(norms)
+    return cp.Problem(cp.Minimize(objective), constraints), link
+
+
+def conic_matrices(program: Program) -> tuple[Any, Any]:
+    """The sparse matrices of `forward`, (n, 2P(r+1)), and of the cone constraints, (2nP, 2P(r+1)), on weights in C order (2, P, r+1).
+
+    Both are written column by column: column (i, k) of the first is D_i u_k, of the second (2 D_i - I) u_k in block i.
+    """
+    from scipy import sparse
+
+    n, width = program.basis.shape
+    active = program.active
+    blocks = 2 * len(active)
+    images = active[:, None, :] * program.basis.T
+    columns = np.concatenate([images, -images]).reshape(blocks * width, n)
+    forward = sparse.csc_array(columns.T)
+    signed = (2.0 * active - 1.0)[:, None, :] * program.basis.T
+    values = np.concatenate([signed, signed]).ravel()
+    rows = np.repeat(np.arange(blocks * n).reshape(blocks, 1, n), width, axis=1).ravel()
+    starts = np.arange(blocks * width + 1) * n
+    cones = sparse.csc_array((values, rows, starts), shape=(blocks * n, blocks * width))
+    return forward, cones
+
+
+def _neurons(weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Unit directions and outputs of the blocks (2P, r+1); the second half enters the predictions with a minus."""
+    size = np.linalg.norm(weights, axis=1)
+    signs = np.repeat([1.0, -1.0], len(weights) // 2)
+    alive = size > 0
+    return weights[alive] / size[alive, None], (signs * size)[alive, None]

@@ -1,0 +1,5 @@
+"""Set-up; everything is said in setup.cfg."""
+
+from setuptools import setup
+
+setup()

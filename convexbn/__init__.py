@@ -15,7 +15,7 @@ from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
 from convexbn.network import Network, recover
 from convexbn.program import Program
 from convexbn.solution import Solution, Solver, SolverError, SolverUnavailable, Status
-from convexbn.solvers import ClosedForm, Conic
+from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe
 from convexbn.validation import ConvexBNError, InputError
 from convexbn.whitening import Whitening, whiten
 
@@ -41,6 +41,7 @@ __all__ = [
     "Loss",
     "Network",
     "Program",
+    "SlidingFrankWolfe",
     "Solution",
     "Solver",
     "SolverError",

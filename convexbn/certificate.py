@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,8 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
-from convexbn.pricing import is_square, price_dual
+from convexbn.pricing import Price, is_square, price_dual
+from convexbn.pricing.dual_point import improve_dual
 from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
@@ -34,8 +35,9 @@ class Certificate:
     bound : the dual value, a lower bound on the optimum
     evidence : over all arrangements and every width, over a sample of arrangements, or only estimated
     scope : the arrangements that were priced, for people to read
-    price : h(V), the largest |V^T (U's)_+| over those arrangements, before V was scaled
+    price : an upper bound on h(V), the largest |V^T (U's)_+| over those arrangements, before V was scaled
     dual : (n,) the feasible dual point t V of the bound
+    estimate : the bound if the hardest neuron that a local search found is the hardest one; above `bound` where the proof is loose
     """
 
     objective: float
@@ -44,6 +46,7 @@ class Certificate:
     scope: str
     price: float
     dual: FloatArray
+    estimate: float
 
     @property
     def gap(self) -> float:
@@ -55,14 +58,23 @@ class Certificate:
         """gap / objective; 0 for an objective of 0."""
         return self.gap / self.objective if self.objective > 0 else 0.0
 
+    @property
+    def estimated_gap(self) -> float:
+        """(objective - estimate) / objective, not below 0: what the gap is likely to be."""
+        return max(0.0, self.objective - self.estimate) / self.objective if self.objective > 0 else 0.0
+
     def accepts(self, tolerance: float = 1e-4) -> bool:
         """Whether the network is within the relative `tolerance` of the optimum that `evidence` names."""
         return self.relative_gap <= tolerance
 
+    @property
+    def _estimated(self) -> str:
+        return f"; gap {self.estimated_gap:.1e} estimated" if self.estimated_gap < 0.5 * self.relative_gap else ""
+
     def __str__(self) -> str:
         return (
             f"objective {self.objective:.10g}, bound {self.bound:.10g}, relative gap {self.relative_gap:.1e}: "
-            f"{self.evidence.value}, over {self.scope}"
+            f"{self.evidence.value}, over {self.scope}{self._estimated}"
         )
 
 
@@ -79,10 +91,10 @@ def certify(
     """Bound the distance of any network to the global optimum of  L(f(X), y) + (beta/2) sum_j (g_j^2 + a_j^2 + ||v_j||^2).
 
     Weak duality: with h(V) = max over ||s|| <= 1 of |V^T (U's)_+|, every t V with t h(V) <= beta has -L*(-t V) <= optimum. V is
-    minus the gradient of the loss at the network's outputs, t the best admissible scale. The maximum is taken over all cells
-    where the arrangements are complete or the data have rank n - 1 (then it is known in closed form): the bound is proved.
-    Over a sample, to which the network's own neurons are added, it is proved for the sampled program and says nothing about
-    networks outside of it.
+    minus the gradient of the loss at the network's outputs, t the best admissible scale. Over all arrangements h(V) is known
+    at rank n - 1 and where they are listed, and else bounded from above by a relaxation: the bound is proved, and less tight
+    for small beta. Over a sample, to which the network's own neurons are added, it is proved for the sampled program and says
+    nothing about networks outside of it.
 
     Parameters
     ----------
@@ -90,13 +102,13 @@ def certify(
     y : (n,) targets
     network : of any origin; `from_torch` reads one that somebody else has trained
     beta, loss : the objective's
-    arrangements : of the whitened X; not needed at rank n - 1
+    arrangements : of the whitened X, to be listed one by one; None stands for all of them
     dual : (n,) another candidate for V, for losses with kinks whose gradient says little; it is checked, not believed
 
     Raises
     ------
     InputError
-        For unusable data, and where arrangements are needed and missing.
+        For data, targets or arrangements that can't be used.
     """
     data = check_data(X)
     the_loss = get_loss(loss)
@@ -113,45 +125,81 @@ def certify(
     candidates = [-the_loss.gradient(network.on(data).predict(data), targets)]
     if dual is not None:
         candidates.append(np.asarray(dual, dtype=np.float64))
-    best: tuple[float, float, FloatArray] | None = None
-    for candidate in candidates:
-        v = -the_loss.project(-candidate, targets)
-        price = max(price_dual(whitening.basis, v, arrangements).upper, _own_price(network, data, v))
-        t, bound = _best_scale(the_loss, targets, v, beta / price if price > 0 else np.inf)
-        if best is None or bound > best[0]:
-            best = bound, price, t * v
-    assert best is not None
-    return Certificate(objective, best[0], evidence, scope, best[1], best[2])
+    judge = _Judge(whitening.basis, targets, the_loss, beta, arrangements, network.on(data), data)
+    found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
+    if arrangements is None and not is_square(whitening.basis):
+        found = max(found, judge.bound(judge.improved(found)), key=lambda bound: bound.proved)
+    estimate = min(objective, judge.best_estimate)
+    return Certificate(objective, found.proved, evidence, scope, found.price.upper, found.dual, max(found.proved, estimate))
 
 
 def _evidence(basis: FloatArray, arrangements: Arrangements | None) -> tuple[Evidence, str]:
     if is_square(basis):
         return Evidence.PROVED, "all arrangements, in closed form (rank n - 1)"
-    if arrangements is not None and arrangements.complete:
+    if arrangements is None:
+        return Evidence.PROVED, "all arrangements, by relaxation"
+    if arrangements.complete:
         return Evidence.PROVED, str(arrangements)
     return Evidence.SAMPLED, f"{arrangements} and the network's own neurons"
 
 
-def _own_price(network: Network, data: FloatArray, v: FloatArray) -> float:
-    """The largest |v^T (U's)_+| / ||s|| of the network's own neurons: with it, the bound can't pass the network's objective."""
-    present = network.on(data)
-    size = np.hypot(present.gain, present.shift)
-    worth = np.abs(v @ np.maximum(present.hidden(data), 0.0))
-    return float(np.max(worth / np.where(size > 0, size, 1.0), initial=0.0))
+@dataclass(frozen=True)
+class _Bound:
+    """The bound of one dual point, with the scaled point and the price that scaled it."""
+
+    proved: float
+    dual: FloatArray
+    price: Price
 
 
-def _best_scale(loss: Loss, y: FloatArray, v: FloatArray, limit: float) -> tuple[float, float]:
-    """The t in [0, min(1, limit)] with a large -L*(-t v), and that value: concave in t, and any t is valid."""
-    from scipy.optimize import minimize_scalar
+class _Judge:
+    """Turns candidates for the dual point into bounds, and remembers the best estimate on the way."""
 
-    top = min(1.0, limit)
+    def __init__(
+        self,
+        basis: FloatArray,
+        y: FloatArray,
+        loss: Loss,
+        beta: float,
+        arrangements: Arrangements | None,
+        network: Network,
+        data: FloatArray,
+    ) -> None:
+        self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
+        self.activations = np.maximum(network.hidden(data), 0.0)
+        self.sizes = np.hypot(network.gain, network.shift)
+        self.mass = network.balanced().penalty()
+        self.best_estimate = -np.inf
 
-    def value(t: float) -> float:
-        return -loss.conjugate(-t * v, y)
+    def bound(self, candidate: FloatArray) -> _Bound:
+        """-L*(-t V) with t h(V) <= beta; the network's own neurons count in h, so that it can't pass the network's objective."""
+        v = -self.loss.project(-candidate, self.y)
+        price = price_dual(self.basis, v, self.arrangements)
+        own = float(np.max(np.abs(v @ self.activations) / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
+        price = replace(price, upper=max(price.upper, own), lower=max(price.lower, own))
+        scale, proved = self._scaled(v, price.upper)
+        self.best_estimate = max(self.best_estimate, self._scaled(v, price.lower)[1])
+        return _Bound(proved, scale * v, price)
 
-    inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, top), method="bounded").x if top > 0 else 0.0
-    best = max((0.0, float(inner), top), key=value)
-    return best, value(best)
+    def improved(self, found: _Bound) -> FloatArray:
+        """A dual point whose proved bound is larger, in the cases where the relaxation is loose at the residual."""
+        price = found.price
+        other = price.opposite if price.opposite is not None else -price.direction
+        highest, lowest = (price.direction, other) if price.sign > 0 else (other, price.direction)
+        return improve_dual(self.basis, self.y, self.loss, self.beta, found.dual, highest, lowest, self.mass)
+
+    def _scaled(self, v: FloatArray, price: float) -> tuple[float, float]:
+        """The t >= 0 with t `price` <= beta and a large -L*(-t v), and that value: concave in t, and any t is valid."""
+        from scipy.optimize import minimize_scalar
+
+        top = self.beta / price if price > 0 else 1.0
+
+        def value(t: float) -> float:
+            return -self.loss.conjugate(-t * v, self.y)
+
+        inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded").x if top > 0 else 0.0
+        best = max((0.0, float(inner), min(1.0, top), top), key=value)
+        return best, value(best)
 
 
 def _check_basis(whitening: Whitening, data: FloatArray) -> None:

@@ -14,7 +14,7 @@ from convexbn.arrangements import Arrangements
 from convexbn.fit import Fit, fit_convex_bn
 from convexbn.losses import Loss
 from convexbn.solution import Solver
-from convexbn.validation import FloatArray, InputError
+from convexbn.validation import FloatArray, InputError, check_targets
 
 
 class _ConvexBN(BaseEstimator):  # type: ignore[misc]
@@ -91,7 +91,7 @@ class ConvexBNRegressor(RegressorMixin, _ConvexBN):  # type: ignore[misc]
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Train on X (n, d) and y (n,)."""
         rows, targets = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
-        targets = np.asarray(targets, dtype=np.float64)
+        targets = check_targets(targets, len(rows))
         self.intercept_ = float(np.mean(targets))
         return self._train(rows, targets - self.intercept_)
 
@@ -141,11 +141,11 @@ class ConvexBNClassifier(ClassifierMixin, _ConvexBN):  # type: ignore[misc]
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) > 2:
             raise InputError(
-                f"Only binary classification is supported. The type of the target is multiclass: y has {len(self.classes_)} classes; "
+                f"y has {len(self.classes_)} classes. Only binary classification is supported. The type of the target is multiclass: "
                 "wrap the estimator in sklearn.multiclass.OneVsRestClassifier"
             )
         if len(self.classes_) < 2:
-            raise InputError("y has one class: Classifier can't train when only one class is present; two classes are needed")
+            raise InputError("y has one class. Classifier can't train when only one class is present: pass samples of two classes")
         return self._train(rows, np.where(codes == 1, 1.0, -1.0))
 
     def decision_function(self, X: npt.ArrayLike) -> FloatArray:
@@ -154,7 +154,8 @@ class ConvexBNClassifier(ClassifierMixin, _ConvexBN):  # type: ignore[misc]
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[Any]:
         """Classes (k,) for X (k, d)."""
-        labels: npt.NDArray[Any] = self.classes_[(self._scores(X) > 0).astype(int)]
+        second = self._scores(X) > 0
+        labels: npt.NDArray[Any] = self.classes_[second.astype(int)]
         return labels
 
     def predict_proba(self, X: npt.ArrayLike) -> FloatArray:

@@ -16,10 +16,10 @@ from convexbn.certificate import Certificate, certify
 from convexbn.export import to_torch
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover
-from convexbn.pricing import is_square, price_dual
+from convexbn.pricing import evolve, is_square, price_dual, random_directions
 from convexbn.program import Program
 from convexbn.solution import Solution, Solver
-from convexbn.solvers import ClosedForm, Conic
+from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe
 from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # The "auto" choices.
 BETA_FRACTION = 0.1  # of beta_max
-ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound
+ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound; beyond that the global solver needs no list, and a conic one a sample
 SAMPLE_SIZE = 50  # arrangements
 
 
@@ -67,13 +67,14 @@ class Fit:
         program, certificate = self.program, self.certificate
         n, rank = len(program.y), self.whitening.rank
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
-        arrangements = program.arrangements if program.arrangements is not None else "all, none had to be listed"
+        arrangements = program.arrangements if program.arrangements is not None else "all of them, none had to be listed"
         features = self.network.weights.shape[1]
         lines = [
             f"ReLU network with batch normalisation: {n} samples, {features} features of rank {rank}, {program.loss.name} loss",
             f"  beta          {program.beta:.6g} ({program.beta / self.beta_max:.3g} of beta_max {self.beta_max:.6g})",
             f"  objective     {certificate.objective:.10g}  (of the network, from the raw data)",
             f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value})",
+            f"  estimate      {certificate.estimate:.10g}  (relative gap {certificate.estimated_gap:.1e}, estimated)",
             f"  neurons       {self.network.neurons}",
             f"  arrangements  {arrangements}",
             f"  solver        {self.solution.solver}: {self.solution.status.value}",
@@ -106,11 +107,12 @@ def fit_convex_bn(
     y : (n,) targets; -1 and +1 for logistic and hinge loss
     beta : absolute; None takes 0.1 `beta_max`
     loss : "squared", "logistic", "hinge", "huber", or a `Loss` such as `Huber(delta=0.5)`
-    arrangements : "auto" lists all where Cover's bound is at most 1000, else samples 50; "all"; a number to sample; or `Arrangements`.
-        At rank n - 1 the solver "auto" needs no list
-    solver : "auto" takes the closed form at rank n - 1, else Clarabel; "closed form"; a name that CVXPY knows, such as "SCS" or
-        "MOSEK"; or a `Solver` such as `Conic("SCS", {"eps_abs": 1e-9})`
-    seed : of the sample
+    arrangements : "auto" and "all" stand for all of them; a number for a sample of that size; or `Arrangements`. Only conic solvers
+        need a list: "auto" then samples 50 where Cover's bound is above 1000, "all" insists
+    solver : "auto" takes the closed form at rank n - 1, Clarabel where arrangements are given or at most 1000, and else sliding
+        Frank-Wolfe; "closed form"; "sliding"; a name that CVXPY knows, such as "SCS" or "MOSEK"; or a `Solver` such as
+        `Conic("SCS", {"eps_abs": 1e-9})` or `SlidingFrankWolfe(tolerance=1e-5)`
+    seed : of the sample and of the searches
     verbose : show each stage
 
     Raises
@@ -124,9 +126,9 @@ def fit_convex_bn(
     with _stage("whiten", seconds, verbose):
         data, the_loss, targets, whitening = _prepare(X, y, loss)
     with _stage("arrange", seconds, verbose):
-        the_solver = choose_solver(solver, whitening)
-        needed = not isinstance(the_solver, ClosedForm)
-        chosen = choose_arrangements(arrangements, whitening, seed=seed) if needed else None
+        the_solver = choose_solver(solver, arrangements, whitening, seed=seed)
+        listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
+        chosen = choose_arrangements(arrangements, whitening, seed=seed) if listed else None
         largest = _beta_max(whitening, targets, the_loss, chosen)
     strength = check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest if largest > 0 else 1.0
     program = Program(whitening.basis, targets, the_loss, strength, chosen)
@@ -148,37 +150,45 @@ def beta_max(
 ) -> float:
     """The smallest beta for which the zero network is optimal, h(V) at V = -grad L(0): max over ||s|| <= 1 of |V^T (U's)_+|.
 
-    Exact over the arrangements that are listed (or all of them at rank n - 1); over a sample it is that sample's. Parameters as in
-    `fit_convex_bn`.
+    Exact at rank n - 1 and over arrangements that are listed; over a sample it is that sample's. Over all of them, where they are
+    too many to list, it is estimated by local search, from below. Parameters as in `fit_convex_bn`.
     """
     _, the_loss, targets, whitening = _prepare(X, y, loss)
-    chosen = None if is_square(whitening.basis) else choose_arrangements(arrangements, whitening, seed=seed)
+    unlisted = is_square(whitening.basis) or (arrangements in ("auto", "all") and not _few(whitening))
+    chosen = None if unlisted else choose_arrangements(arrangements, whitening, seed=seed)
     return _beta_max(whitening, targets, the_loss, chosen)
 
 
+def _few(whitening: Whitening) -> bool:
+    """Whether the arrangements are few enough to be listed unasked."""
+    return count_arrangements(whitening.samples, whitening.rank) <= ENUMERATE_UP_TO
+
+
 def choose_arrangements(arrangements: str | int | Arrangements, whitening: Whitening, *, seed: int = 0) -> Arrangements:
-    """The arrangements that the argument of `fit_convex_bn` stands for."""
+    """The list of arrangements that the argument of `fit_convex_bn` stands for."""
     if isinstance(arrangements, Arrangements):
         return arrangements
-    if arrangements == "all":
-        return enumerate_arrangements(whitening.basis)
-    if arrangements == "auto":
-        few = count_arrangements(whitening.samples, whitening.rank) <= ENUMERATE_UP_TO
-        return enumerate_arrangements(whitening.basis) if few else sample_arrangements(whitening.basis, SAMPLE_SIZE, seed=seed)
     if isinstance(arrangements, (int, np.integer)) and not isinstance(arrangements, bool):
         return sample_arrangements(whitening.basis, int(arrangements), seed=seed)
+    if arrangements == "all" or (arrangements == "auto" and _few(whitening)):
+        return enumerate_arrangements(whitening.basis)
+    if arrangements == "auto":
+        return sample_arrangements(whitening.basis, SAMPLE_SIZE, seed=seed)
     raise InputError(f"arrangements = {arrangements!r} must be 'auto', 'all', a number of arrangements to sample, or Arrangements")
 
 
-def choose_solver(solver: str | Solver, whitening: Whitening) -> Solver:
-    """The solver that the argument of `fit_convex_bn` stands for."""
+def choose_solver(solver: str | Solver, arrangements: str | int | Arrangements, whitening: Whitening, *, seed: int = 0) -> Solver:
+    """The solver that the arguments of `fit_convex_bn` stand for."""
     if not isinstance(solver, str):
         if not hasattr(solver, "solve"):
             raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
         return solver
-    if solver == "closed form" or (solver == "auto" and is_square(whitening.basis)):
+    if solver == "auto":
+        listed = arrangements not in ("auto", "all")
+        solver = "closed form" if is_square(whitening.basis) else "CLARABEL" if listed or _few(whitening) else "sliding"
+    if solver == "closed form":
         return ClosedForm()
-    return Conic() if solver == "auto" else Conic(solver)
+    return SlidingFrankWolfe(seed=seed) if solver == "sliding" else Conic(solver)
 
 
 def _prepare(X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss) -> tuple[FloatArray, Loss, FloatArray, Whitening]:
@@ -190,6 +200,9 @@ def _prepare(X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss) -> tuple[Floa
 
 def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None) -> float:
     pull = -loss.gradient(np.zeros(len(y)), y)
+    if arrangements is None and not is_square(whitening.basis):
+        starts = random_directions(256, whitening.rank + 1, (0,))
+        return float(np.max(evolve(whitening.basis, pull[:, None], starts, seed=(0,), children=64, generations=4)[1]))
     return price_dual(whitening.basis, pull, arrangements).lower
 
 

@@ -24,7 +24,7 @@ class Program:
     Attributes
     ----------
     basis : (n, r+1) U', orthonormal columns
-    y : (n,) targets, in their own unit
+    y : (n,) targets, or (n, C) for C outputs, in their own unit
     loss : L
     beta : regularisation, in the unit of the gradient of L
     arrangements : the D_i; None stands for all of them, not listed
@@ -38,7 +38,7 @@ class Program:
 
     def __post_init__(self) -> None:
         check_positive(self.beta, "beta")
-        if self.y.shape != (len(self.basis),):
+        if self.y.ndim not in (1, 2) or len(self.y) != len(self.basis):
             raise InputError(f"y has shape {self.y.shape}, but the basis has {len(self.basis)} rows: they must be equal in number")
         if self.arrangements is not None and self.arrangements.active.shape[1:] != (len(self.basis),):
             raise InputError(

@@ -39,6 +39,16 @@ class SolverUnavailable(SolverError):
 
 
 @dataclass(frozen=True)
+class Round:
+    """One round of an iterative solver: objective, estimated relative gap, number of neurons, seconds since the start."""
+
+    objective: float
+    gap: float
+    neurons: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Solution:
     """The neurons that a solver found: f = sum_j (U' s_j)_+ w_j^T with unit directions, at the penalty beta sum_j ||w_j||.
 
@@ -52,6 +62,7 @@ class Solution:
     iterations : as the solver counts them
     compile_seconds : time spent on bringing the program into the solver's form
     solve_seconds : time spent in the solver
+    trace : the rounds of an iterative solver
     """
 
     directions: FloatArray
@@ -62,6 +73,7 @@ class Solution:
     iterations: int = 0
     compile_seconds: float = 0.0
     solve_seconds: float = 0.0
+    trace: tuple[Round, ...] = ()
 
 
 class Solver(Protocol):

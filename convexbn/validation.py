@@ -24,26 +24,33 @@ class InputError(ConvexBNError, ValueError):
 
 
 def real_array(values: Any, name: str) -> FloatArray:
-    """Convert numbers of any real type to a new float64 array.
+    """Convert numbers of any real type to a new float64 array, rows contiguous: rounding doesn't depend on the layout in memory.
 
     Raises
     ------
     InputError
-        For sparse, complex, text or ragged input, and for NaN or infinity.
+        For sparse, masked, complex, text or ragged input, and for NaN or infinity.
     """
+    if values is None:
+        raise InputError(f"{name} is None: pass an array of numbers")
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise InputError(f"{name} has masked entries, which would count as data: drop those samples or fill them with {name}.filled(...)")
     if hasattr(values, "toarray") and hasattr(values, "nnz"):
         raise InputError(f"{name} is a sparse matrix: centring makes it dense anyway, so pass {name}.toarray()")
     try:
         array = np.asarray(values)
-    except ValueError as error:
-        raise InputError(f"{name} can't be made an array ({error}): give every row the same length") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} can't be made an array ({error}): pass numbers, every row of the same length") from error
     if array.dtype.kind == "c":
         raise InputError(f"{name} holds complex numbers. Complex data not supported: pass real and imaginary parts as columns")
     if array.dtype.kind not in "biufO":
         raise InputError(f"{name} has dtype {array.dtype}, not numbers: encode text, dates and categories first")
+    if array.dtype.kind == "O" and any(isinstance(entry, (str, bytes)) for entry in array.flat):
+        raise InputError(f"{name} holds text: encode it, or pass {name}.astype(float) where it spells numbers")
     try:
-        result = np.array(array, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):
+            result = np.array(array, dtype=np.float64, order="C")
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} holds values that are no numbers ({error}): encode or remove them") from error
     if not np.isfinite(result).all():
         raise InputError(f"{name} holds NaN or infinity (or a number beyond float64): impute, drop or rescale those entries")
@@ -63,23 +70,20 @@ def check_data(X: Any, *, samples: int = 2) -> FloatArray:
         raise InputError(f"X has 0 feature(s) (shape={array.shape}) while a minimum of 1 is required: pass at least one column")
     if n < samples:
         raise InputError(
-            f"X has {n} sample(s) (shape={array.shape}) while a minimum of {samples} is required: "
-            "batch statistics need at least two samples"
+            f"X has {n} sample(s) (shape={array.shape}) while a minimum of {samples} is required: pass at least that many rows"
         )
     return array
 
 
 def check_targets(y: Any, samples: int) -> FloatArray:
     """Return `y` as a float64 vector (n,) of finite numbers whose squares float64 can hold, or raise `InputError`."""
-    if y is None:
-        raise InputError("y is None: convexbn requires y to be passed, but the target y is None")
     array = real_array(y, "y")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        raise InputError(f"y has shape {array.shape}: one target a sample, shape ({samples},), is needed")
+        raise InputError(f"y has shape {array.shape}, not ({samples},): pass one target for each sample")
     if len(array) != samples:
-        raise InputError(f"y has {len(array)} targets, but X has {samples} samples: they must be equal in number")
+        raise InputError(f"y has {len(array)} targets, but X has {samples} samples: pass one target for each sample")
     largest = float(np.max(np.abs(array), initial=0.0))
     if largest > LARGEST_TARGET or 0.0 < largest < SMALLEST_TARGET:
         raise InputError(f"y has magnitude {largest:.1e}, whose square float64 can't hold: change its unit, for instance y / {largest:.1e}")
@@ -88,19 +92,21 @@ def check_targets(y: Any, samples: int) -> FloatArray:
 
 def check_positive(value: Any, name: str) -> float:
     """Return `value` as a finite float > 0, or raise `InputError`."""
+    if isinstance(value, (str, bytes, bool, np.bool_)):
+        raise InputError(f"{name} = {value!r} is not a number: pass a positive float")
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} = {value!r} is not a number: pass a positive float") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} = {value!r} is not a number of float64: pass a positive float") from error
     if not 0.0 < number < float("inf"):
-        raise InputError(f"{name} = {number} must be positive and finite")
+        raise InputError(f"{name} = {number} is not positive and finite: pass a float above 0")
     return number
 
 
 def check_count(value: Any, name: str, smallest: int = 1) -> int:
     """Return `value` as an int >= `smallest`, or raise `InputError`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise InputError(f"{name} = {value!r} must be a whole number")
+        raise InputError(f"{name} = {value!r} is not a whole number: pass an int of at least {smallest}")
     if value < smallest:
-        raise InputError(f"{name} = {value} must be at least {smallest}")
+        raise InputError(f"{name} = {value} is too small: pass an int of at least {smallest}")
     return int(value)

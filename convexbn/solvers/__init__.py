@@ -2,5 +2,6 @@
 
 from convexbn.solvers.closed_form import ClosedForm
 from convexbn.solvers.conic import Conic
+from convexbn.solvers.sliding import SlidingFrankWolfe
 
-__all__ = ["ClosedForm", "Conic"]
+__all__ = ["ClosedForm", "Conic", "SlidingFrankWolfe"]

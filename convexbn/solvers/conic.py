@@ -36,10 +36,15 @@ STATUSES = {
     "infeasible_or_unbounded": Status.IMPOSSIBLE,
 }
 
-# Settings that a solver gets unless `options` says otherwise: its own defaults are too loose to certify by.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "CLARABEL": {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10},
-    "SCS": {"eps_abs": 1e-7, "eps_rel": 1e-7, "max_iters": 50_000},
+# Settings to try in turn, unless `options` says otherwise: a solver's own defaults are loose to certify by, but an
+# interior-point method that is asked for more than float64 gives breaks down, on exponential cones first.
+ATTEMPTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "CLARABEL": (
+        {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10},
+        {"max_step_fraction": 0.9},
+        {"tol_gap_abs": 1e-7, "tol_gap_rel": 1e-7, "tol_feas": 1e-7},
+    ),
+    "SCS": ({"eps_abs": 1e-7, "eps_rel": 1e-7, "max_iters": 50_000},),
 }
 
 HOW_TO_INSTALL = {"MOSEK": "pip install 'convexbn[mosek]', and a licence from mosek.com"}
@@ -86,9 +91,8 @@ class Conic:
         f, weights = cp.Variable(len(program.y)), cp.Variable(2 * len(program.active) * program.basis.shape[1])
         problem, link = _formulate(cp, program, unit, f, weights)
         started = time.perf_counter()
-        self._run(cp, problem)
+        status = self._run(cp, problem)
         seconds = time.perf_counter() - started
-        status = STATUSES.get(problem.status, Status.NUMERICAL)
         if status not in self.accept or weights.value is None:
             raise SolverError(f"{self.name}: {status.value} (it said {problem.status!r})", status)
         directions, outputs = _neurons(unit * weights.value.reshape(-1, program.basis.shape[1]))
@@ -104,16 +108,25 @@ class Conic:
             solve_seconds=seconds - compiled,
         )
 
-    def _run(self, cp: Any, problem: Any) -> None:
+    def _run(self, cp: Any, problem: Any) -> Status:
+        """Solve with the first settings that end with an accepted status, else return the last one's."""
+        status = Status.NUMERICAL
+        for settings in ATTEMPTS.get(self.name, ({},)):
+            status = self._attempt(cp, problem, {**settings, **self.options})
+            if status in self.accept:
+                break
+        return status
+
+    def _attempt(self, cp: Any, problem: Any, settings: Mapping[str, Any]) -> Status:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # CVXPY warns of inaccuracy; the status and the certificate say it
-                problem.solve(solver=self.name, **{**DEFAULTS.get(self.name, {}), **self.options})
+                problem.solve(solver=self.name, **settings)
         except cp.error.SolverError as error:
             reason = str(error)
             if "cannot handle" in reason or "not install" in reason.lower() or "conic" in reason.lower():
                 raise SolverUnavailable(f"{self.name} can't take this program ({reason}): use CLARABEL or SCS") from error
-            raise SolverError(f"{self.name}: {Status.NUMERICAL.value} ({reason})", Status.NUMERICAL) from error
+            return Status.NUMERICAL
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise InputError(f"options = {dict(self.options)} were refused by {self.name} ({error}): see its documentation") from error
         except Exception as error:
@@ -122,6 +135,7 @@ class Conic:
                     f"{self.name} has no valid licence here ({error}): install one, or use solver='CLARABEL', which needs none"
                 ) from error
             raise
+        return STATUSES.get(problem.status, Status.NUMERICAL)
 
 
 def _is_licence_error(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""Pricing: the neuron that a dual point values most, h(V) = max over ||s|| <= 1 of |V^T (U's)_+|, and upper bounds on it."""
+"""Pricing where h(V) is known: over listed arrangements, and in closed form at rank n - 1."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexbn.arrangements import TIE, Arrangements
-from convexbn.validation import BoolArray, FloatArray, InputError
+from convexbn.arrangements import TIE
+from convexbn.validation import BoolArray, FloatArray
 
 
 @dataclass(frozen=True)
@@ -17,30 +17,17 @@ class Price:
     Attributes
     ----------
     upper : proved, over the arrangements that were priced
-    lower : |V^T (U's)_+| of `direction`
+    lower : |V^T (U's)_+| of `direction`; as an estimate of h(V) it rests on the search that found the direction
     direction : (r+1,) s, of norm 1, or 0 where nothing has a price
     sign : +1 or -1, the sign of V^T (U's)_+
+    opposite : (r+1,) the best direction found for the other sign, where one was looked for
     """
 
     upper: float
     lower: float
     direction: FloatArray
     sign: float
-
-
-def price_dual(basis: FloatArray, v: FloatArray, arrangements: Arrangements | None) -> Price:
-    """h(V) over the given arrangements, or over all of them in closed form for a square basis.
-
-    Raises
-    ------
-    InputError
-        Where arrangements are needed and missing.
-    """
-    if is_square(basis):
-        return price_square(basis, v)
-    if arrangements is None:
-        raise InputError("arrangements are needed, as the data have rank below n - 1: pass enumerate_arrangements(whiten(X).basis)")
-    return price_arrangements(basis, v, arrangements.active)
+    opposite: FloatArray | None = None
 
 
 def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> Price:

@@ -1,0 +1,34 @@
+"""Pricing: the neuron that a dual point values most, h(V) = max over ||s|| <= 1 of ||V^T (U's)_+||, and upper bounds on it.
+
+Over listed arrangements (`cells`) and at rank n - 1 it is known; over all arrangements a local search (`local`) finds lower
+bounds, which make estimates, and a relaxation finds upper bounds, which make proofs.
+"""
+
+from convexbn.arrangements import Arrangements
+from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
+from convexbn.pricing.everywhere import price_everywhere
+from convexbn.pricing.local import evolve, local_search, random_directions
+from convexbn.pricing.relaxation import Relaxation
+from convexbn.validation import FloatArray
+
+__all__ = [
+    "Price",
+    "Relaxation",
+    "evolve",
+    "is_square",
+    "local_search",
+    "price_arrangements",
+    "price_dual",
+    "price_everywhere",
+    "price_square",
+    "random_directions",
+]
+
+
+def price_dual(basis: FloatArray, v: FloatArray, arrangements: Arrangements | None) -> Price:
+    """An interval around h(V), V of shape (n,), over the given arrangements; None stands for all of them."""
+    if is_square(basis):
+        return price_square(basis, v)
+    if arrangements is None:
+        return price_everywhere(basis, v)
+    return price_arrangements(basis, v, arrangements.active)

@@ -11,10 +11,14 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
-from convexbn.pricing import Price, is_square, price_dual
+from convexbn.pricing import Price, is_square, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
 from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
+
+# Branch and bound on boxes begins where the relaxation leaves a larger gap, and ends where the dimension is beyond it.
+BOX_GAP = 1e-3
+BOX_COLUMNS = 8
 
 
 class Evidence(enum.Enum):
@@ -87,14 +91,16 @@ def certify(
     loss: str | Loss = "squared",
     arrangements: Arrangements | None = None,
     dual: FloatArray | None = None,
+    seconds: float = 5.0,
 ) -> Certificate:
     """Bound the distance of any network to the global optimum of  L(f(X), y) + (beta/2) sum_j (g_j^2 + a_j^2 + ||v_j||^2).
 
     Weak duality: with h(V) = max over ||s|| <= 1 of |V^T (U's)_+|, every t V with t h(V) <= beta has -L*(-t V) <= optimum. V is
     minus the gradient of the loss at the network's outputs, t the best admissible scale. Over all arrangements h(V) is known
-    at rank n - 1 and where they are listed, and else bounded from above by a relaxation: the bound is proved, and less tight
-    for small beta. Over a sample, to which the network's own neurons are added, it is proved for the sampled program and says
-    nothing about networks outside of it.
+    at rank n - 1 and where they are listed, and else bounded from above by a relaxation, for which a better V is looked for as
+    well, and by branch and bound for up to 7 features: the bound is proved, and less tight for small beta. Over a sample, to
+    which the network's own neurons are added, it is proved for the sampled program and says nothing about networks outside of
+    it.
 
     Parameters
     ----------
@@ -104,6 +110,7 @@ def certify(
     beta, loss : the objective's
     arrangements : of the whitened X, to be listed one by one; None stands for all of them
     dual : (n,) another candidate for V, for losses with kinks whose gradient says little; it is checked, not believed
+    seconds : for branch and bound, where the relaxation leaves a relative gap above 1e-3
 
     Raises
     ------
@@ -128,7 +135,7 @@ def certify(
     judge = _Judge(whitening.basis, targets, the_loss, beta, arrangements, network.on(data), data)
     found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
     if arrangements is None and not is_square(whitening.basis):
-        found = max(found, judge.bound(judge.improved(found)), key=lambda bound: bound.proved)
+        found = judge.tightened(found, objective, seconds)
     estimate = min(objective, judge.best_estimate)
     return Certificate(objective, found.proved, evidence, scope, found.price.upper, found.dual, max(found.proved, estimate))
 
@@ -137,7 +144,7 @@ def _evidence(basis: FloatArray, arrangements: Arrangements | None) -> tuple[Evi
     if is_square(basis):
         return Evidence.PROVED, "all arrangements, in closed form (rank n - 1)"
     if arrangements is None:
-        return Evidence.PROVED, "all arrangements, by relaxation"
+        return Evidence.PROVED, "all arrangements, none of them listed"
     if arrangements.complete:
         return Evidence.PROVED, str(arrangements)
     return Evidence.SAMPLED, f"{arrangements} and the network's own neurons"
@@ -170,16 +177,30 @@ class _Judge:
         self.sizes = np.hypot(network.gain, network.shift)
         self.mass = network.balanced().penalty()
         self.best_estimate = -np.inf
+        self.best = np.zeros(len(y))
 
     def bound(self, candidate: FloatArray) -> _Bound:
         """-L*(-t V) with t h(V) <= beta; the network's own neurons count in h, so that it can't pass the network's objective."""
         v = -self.loss.project(-candidate, self.y)
-        price = price_dual(self.basis, v, self.arrangements)
+        return self.scaled(v, price_dual(self.basis, v, self.arrangements))
+
+    def scaled(self, v: FloatArray, price: Price) -> _Bound:
+        """The bound of v in the domain of the conjugate, given its price."""
         own = float(np.max(np.abs(v @ self.activations) / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
         price = replace(price, upper=max(price.upper, own), lower=max(price.lower, own))
-        scale, proved = self._scaled(v, price.upper)
-        self.best_estimate = max(self.best_estimate, self._scaled(v, price.lower)[1])
+        scale, proved = self._best_scale(v, price.upper)
+        estimate = self._best_scale(v, price.lower)[1]
+        if estimate > self.best_estimate:
+            self.best_estimate, self.best = estimate, v
         return _Bound(proved, scale * v, price)
+
+    def tightened(self, found: _Bound, objective: float, seconds: float) -> _Bound:
+        """The best bound after a better dual point for the relaxation, then boxes around the point with the best estimate."""
+        found = max(found, self.bound(self.improved(found)), key=lambda bound: bound.proved)
+        if self.basis.shape[1] <= BOX_COLUMNS and objective - found.proved > BOX_GAP * objective and seconds > 0:
+            price = price_everywhere(self.basis, self.best, box_seconds=seconds, tolerance=0.5 * BOX_GAP)
+            found = max(found, self.scaled(self.best, price), key=lambda bound: bound.proved)
+        return found
 
     def improved(self, found: _Bound) -> FloatArray:
         """A dual point whose proved bound is larger, in the cases where the relaxation is loose at the residual."""
@@ -188,7 +209,7 @@ class _Judge:
         highest, lowest = (price.direction, other) if price.sign > 0 else (other, price.direction)
         return improve_dual(self.basis, self.y, self.loss, self.beta, found.dual, highest, lowest, self.mass)
 
-    def _scaled(self, v: FloatArray, price: float) -> tuple[float, float]:
+    def _best_scale(self, v: FloatArray, price: float) -> tuple[float, float]:
         """The t >= 0 with t `price` <= beta and a large -L*(-t v), and that value: concave in t, and any t is valid."""
         from scipy.optimize import minimize_scalar
 

@@ -68,10 +68,11 @@ class Fit:
         n, rank = len(program.y), self.whitening.rank
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         arrangements = program.arrangements if program.arrangements is not None else "all of them, none had to be listed"
+        known = "the estimated" if program.arrangements is None and not is_square(program.basis) else "the"
         features = self.network.weights.shape[1]
         lines = [
             f"ReLU network with batch normalisation: {n} samples, {features} features of rank {rank}, {program.loss.name} loss",
-            f"  beta          {program.beta:.6g} ({program.beta / self.beta_max:.3g} of beta_max {self.beta_max:.6g})",
+            f"  beta          {program.beta:.6g} ({program.beta / self.beta_max:.3g} of {known} beta_max {self.beta_max:.6g})",
             f"  objective     {certificate.objective:.10g}  (of the network, from the raw data)",
             f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value})",
             f"  estimate      {certificate.estimate:.10g}  (relative gap {certificate.estimated_gap:.1e}, estimated)",
@@ -92,6 +93,7 @@ def fit_convex_bn(
     arrangements: str | int | Arrangements = "auto",
     solver: str | Solver = "auto",
     seed: int = 0,
+    proof_seconds: float = 5.0,
     verbose: bool = False,
 ) -> Fit:
     """Train a two-layer ReLU network with batch normalisation and weight decay to the optimum of
@@ -113,6 +115,8 @@ def fit_convex_bn(
         Frank-Wolfe; "closed form"; "sliding"; a name that CVXPY knows, such as "SCS" or "MOSEK"; or a `Solver` such as
         `Conic("SCS", {"eps_abs": 1e-9})` or `SlidingFrankWolfe(tolerance=1e-5)`
     seed : of the sample and of the searches
+    proof_seconds : for branch and bound, where all arrangements are unlisted, there are at most 7 features, and the relaxation
+        leaves a gap above 1e-3
     verbose : show each stage
 
     Raises
@@ -136,7 +140,9 @@ def fit_convex_bn(
         solution = the_solver.solve(program)
     with _stage("certify", seconds, verbose):
         network = _simplest(whitening, solution, data, program)
-        certificate = certify(data, targets, network, beta=strength, loss=the_loss, arrangements=chosen, dual=solution.dual)
+        certificate = certify(
+            data, targets, network, beta=strength, loss=the_loss, arrangements=chosen, dual=solution.dual, seconds=proof_seconds
+        )
     return Fit(network, certificate, solution, program, whitening, largest, seconds)
 
 

@@ -5,6 +5,7 @@ bounds, which make estimates, and a relaxation finds upper bounds, which make pr
 """
 
 from convexbn.arrangements import Arrangements
+from convexbn.pricing.boxes import bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.everywhere import price_everywhere
 from convexbn.pricing.local import evolve, local_search, random_directions
@@ -14,6 +15,7 @@ from convexbn.validation import FloatArray
 __all__ = [
     "Price",
     "Relaxation",
+    "bound_by_boxes",
     "evolve",
     "is_square",
     "local_search",

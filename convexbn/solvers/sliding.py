@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexbn.losses import Loss, Smoothed
+from convexbn.losses import Loss
 from convexbn.network import merge
 from convexbn.pricing import evolve, random_directions
 from convexbn.program import Program
+from convexbn.smoothing import Smoothed
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.descent import fit_amplitudes, slide
 from convexbn.validation import FloatArray, check_count, check_positive

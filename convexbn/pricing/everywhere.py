@@ -6,9 +6,11 @@ import numpy as np
 
 from convexbn.pricing.boxes import bound_by_boxes
 from convexbn.pricing.cells import Price
-from convexbn.pricing.local import evolve, random_directions
+from convexbn.pricing.local import climb, evolve, random_directions
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.validation import FloatArray
+
+CLIMBS = 4  # of each sign
 
 
 def price_everywhere(
@@ -33,6 +35,9 @@ def price_everywhere(
     """
     random = random_directions(starts, basis.shape[1], (seed,))
     directions, _ = evolve(basis, v[:, None], random, seed=(seed,), children=starts, generations=generations)
+    worths = np.maximum(basis @ directions.T, 0.0).T @ v
+    feet = np.concatenate([np.argsort(-worths)[:CLIMBS], np.argsort(worths)[:CLIMBS]])
+    directions = np.concatenate([directions, [climb(basis, v[:, None], directions[j]) for j in feet]])
     worths = np.maximum(basis @ directions.T, 0.0).T @ v
     highest, lowest = int(np.argmax(worths)), int(np.argmin(worths))
     sign, best, other = (1.0, highest, lowest) if worths[highest] >= -worths[lowest] else (-1.0, lowest, highest)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.network import merge
-from convexbn.pricing import evolve, random_directions
+from convexbn.pricing import climb, evolve, random_directions
 from convexbn.program import Program
 from convexbn.smoothing import Smoothed
 from convexbn.solution import Round, Solution, Status
@@ -25,6 +26,7 @@ COSINE = 0.99
 NEW = 64
 PRICINGS = 3  # rounds of pricing and amplitudes before each slide
 GENERATIONS = 2  # of each search
+CLIMBS = 8  # of the best directions, before the gap is believed
 CONFIRM = 4  # times as many starts, and three times as many generations, before the gap is believed
 
 
@@ -75,7 +77,7 @@ class SlidingFrankWolfe:
         try:
             for objective, gap in state.progress():
                 seconds = time.perf_counter() - start
-                trace.append(Round(objective * unit**2, gap, len(state.outputs), seconds))
+                trace.append(Round(objective * unit**2, gap, len(state.best.outputs), seconds))
                 if self.verbose:
                     _print(len(trace), trace[-1])
                 if gap <= self.tolerance:
@@ -86,8 +88,8 @@ class SlidingFrankWolfe:
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
         return Solution(
-            state.directions,
-            unit * state.outputs,
+            state.best.directions,
+            unit * state.best.outputs,
             status,
             "sliding Frank-Wolfe",
             dual=unit * (state.dual[:, 0] if program.y.ndim == 1 else state.dual),
@@ -97,8 +99,18 @@ class SlidingFrankWolfe:
         )
 
 
+class _Neurons(NamedTuple):
+    """Directions (m, r+1) and outputs (m, C), replaced together: an interrupt never finds one without the other."""
+
+    directions: FloatArray
+    outputs: FloatArray
+
+    def take(self, rows: np.ndarray) -> _Neurons:
+        return _Neurons(self.directions[rows], self.outputs[rows])
+
+
 class _State:
-    """The neurons of a run and its best dual point, for targets of unit size."""
+    """The neurons of a run, the best of them so far, and the best dual point, for targets of unit size."""
 
     def __init__(self, program: Program, unit: float, settings: SlidingFrankWolfe) -> None:
         self.basis = program.basis
@@ -106,98 +118,106 @@ class _State:
         self.loss: Loss = program.loss.rescaled(unit)
         self.beta = program.beta / unit
         self.settings = settings
-        width, outputs = self.basis.shape[1], self.y.shape[1]
-        self.directions, self.outputs = np.zeros((0, width)), np.zeros((0, outputs))
+        self.neurons = _Neurons(np.zeros((0, self.basis.shape[1])), np.zeros((0, self.y.shape[1])))
         if settings.warm_start is not None:
-            self.directions, self.outputs = settings.warm_start[0], settings.warm_start[1] / unit
+            self.neurons = _Neurons(settings.warm_start[0], settings.warm_start[1] / unit)
+        self.best, self.lowest = self.neurons, self.objective(self.neurons)
         self.dual = -self.loss.gradient(np.zeros_like(self.y), self.y)
         self.bound = -np.inf
         self.draws = 0
 
     def progress(self) -> Iterator[tuple[float, float]]:
-        """Run rounds for ever, yielding the objective and the estimated relative gap after each."""
+        """Run rounds for ever, yielding the best objective and its estimated relative gap after each."""
         width = FIRST_WIDTH
         while True:
             for _ in range(PRICINGS):
-                objective = self.objective()
                 found, worths = self.price(self.gradient(width), self.settings.starts, GENERATIONS)
-                if self.gap(objective) <= self.settings.tolerance:
+                if self.gap <= self.settings.tolerance:
                     break
                 self.insert(found, worths, width)
-            if self.gap(self.objective()) <= self.settings.tolerance:
+            if self.gap <= self.settings.tolerance:
                 self.confirm()
-            yield self.objective(), self.gap(self.objective())
+            yield self.lowest, self.gap
             self.slide(width)
             width = max(LAST_WIDTH, SHRINK * width)
 
-    def objective(self) -> float:
-        predictions = np.maximum(self.basis @ self.directions.T, 0.0) @ self.outputs
-        return self.loss.value(predictions, self.y) + self.beta * float(np.linalg.norm(self.outputs, axis=1).sum())
+    def predictions(self, neurons: _Neurons) -> FloatArray:
+        values: FloatArray = np.maximum(self.basis @ neurons.directions.T, 0.0) @ neurons.outputs
+        return values
 
-    def gap(self, objective: float) -> float:
-        return max(0.0, objective - self.bound) / objective if objective > 0 else 0.0
+    def objective(self, neurons: _Neurons) -> float:
+        return self.loss.value(self.predictions(neurons), self.y) + self.beta * float(np.linalg.norm(neurons.outputs, axis=1).sum())
+
+    def accept(self, neurons: _Neurons) -> None:
+        """Go on from these neurons, and remember them where they are the best so far."""
+        objective = self.objective(neurons)
+        self.neurons = neurons
+        if objective <= self.lowest:
+            self.best, self.lowest = neurons, objective
+
+    @property
+    def gap(self) -> float:
+        """Estimated, of the best neurons."""
+        return max(0.0, self.lowest - self.bound) / self.lowest if self.lowest > 0 else 0.0
 
     def smooth_loss(self, width: float) -> Loss:
         return self.loss if np.isfinite(self.loss.smoothness) else Smoothed(self.loss, width)
 
     def gradient(self, width: float) -> FloatArray:
         """V = -grad L at the present predictions."""
-        predictions = np.maximum(self.basis @ self.directions.T, 0.0) @ self.outputs
-        return -self.smooth_loss(width).gradient(predictions, self.y)
+        return -self.smooth_loss(width).gradient(self.predictions(self.neurons), self.y)
 
     def price(self, v: FloatArray, starts: int, generations: int) -> tuple[FloatArray, FloatArray]:
         """Search from random directions and the present neurons, and keep V where its estimated bound is the best so far."""
         self.draws += 1
         seed = (self.settings.seed, self.draws)
-        random = np.concatenate([random_directions(starts, self.basis.shape[1], seed), self.directions])
+        random = np.concatenate([random_directions(starts, self.basis.shape[1], seed), self.neurons.directions])
         found, worths = evolve(self.basis, v, random, seed=seed, children=starts, generations=generations)
-        bound = self.dual_value(v, float(np.max(worths)))
-        if bound > self.bound:
-            self.bound, self.dual = bound, v
+        self.believe(v, float(np.max(worths)))
         return found, worths
 
-    def dual_value(self, v: FloatArray, worth: float) -> float:
+    def believe(self, v: FloatArray, worth: float) -> None:
+        """Keep V and the bound that it has if `worth` is h(V), where that is the best so far."""
         t = min(1.0, self.beta / worth) if worth > 0 else 1.0
-        return -self.loss.conjugate(-t * v, self.y)
+        bound = -self.loss.conjugate(-t * v, self.y)
+        if bound > self.bound:
+            self.bound, self.dual = bound, v
 
     def confirm(self) -> None:
-        """Search again, with more starts, before the bound of the best dual point is believed."""
+        """Search again, with more starts and up to the ridges, before the bound of the best dual point is believed."""
+        v, self.bound = self.dual, -np.inf
+        found, worths = self.price(v, CONFIRM * self.settings.starts, 3 * GENERATIONS)
+        tops = np.array([climb(self.basis, v, found[j]) for j in np.argsort(-worths)[:CLIMBS]])
+        heights = np.linalg.norm(v.T @ np.maximum(self.basis @ tops.T, 0.0), axis=0)
         self.bound = -np.inf
-        found, worths = self.price(self.dual, CONFIRM * self.settings.starts, 3 * GENERATIONS)
-        if self.gap(self.objective()) > self.settings.tolerance:
-            self.insert(found, worths, LAST_WIDTH)
+        self.believe(v, max(float(np.max(worths)), float(np.max(heights))))
+        if self.gap > self.settings.tolerance:
+            self.insert(np.concatenate([tops, found]), np.concatenate([heights, worths]), LAST_WIDTH)
 
     def insert(self, found: FloatArray, worths: FloatArray, width: float) -> None:
         """Add the best distinct directions, solve for all amplitudes, and drop those that get none."""
         threshold = self.beta + 0.1 * max(0.0, float(np.max(worths)) - self.beta)
         chosen = _distinct(found, worths, threshold)
-        self.directions = np.concatenate([self.directions, found[chosen]])
-        outputs = np.concatenate([self.outputs, np.zeros((len(chosen), self.y.shape[1]))])
-        features = np.maximum(self.basis @ self.directions.T, 0.0)
-        self.outputs = fit_amplitudes(features, self.y, outputs, self.beta, self.smooth_loss(width))
-        self.keep(np.linalg.norm(self.outputs, axis=1) > 0)
+        directions = np.concatenate([self.neurons.directions, found[chosen]])
+        outputs = np.concatenate([self.neurons.outputs, np.zeros((len(chosen), self.y.shape[1]))])
+        features = np.maximum(self.basis @ directions.T, 0.0)
+        outputs = fit_amplitudes(features, self.y, outputs, self.beta, self.smooth_loss(width))
+        self.accept(_Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0))
 
     def slide(self, width: float) -> None:
         """Descend on directions and outputs together, then merge neurons as far as that costs little of the gap."""
-        if not len(self.outputs):
+        if not len(self.neurons.outputs):
             return
-        before = self.objective()
-        neurons = slide(self.basis, self.y, self.directions, self.outputs, self.beta, self.smooth_loss(width), width)
-        former = self.directions, self.outputs
-        self.directions, self.outputs = neurons
-        if self.objective() > before * (1.0 + width):
-            self.directions, self.outputs = former
-        objective = self.objective()
-        allowed = objective * (1.0 + 0.02 * max(1e-6, min(1.0, self.gap(objective))))
-        unmerged = self.directions, self.outputs
+        before = self.objective(self.neurons)
+        moved = _Neurons(*slide(self.basis, self.y, *self.neurons, self.beta, self.smooth_loss(width), width))
+        if self.objective(moved) > before * (1.0 + width):
+            moved = self.neurons
+        allowed = self.objective(moved) * (1.0 + 0.02 * max(1e-6, min(1.0, self.gap)))
         for angle in (0.2, 0.05, 0.01, 1e-4):
-            self.directions, self.outputs = merge(*unmerged, angle=angle, smallest=1e-8)
-            if self.objective() <= allowed:
-                return
-        self.directions, self.outputs = unmerged
-
-    def keep(self, rows: np.ndarray) -> None:
-        self.directions, self.outputs = self.directions[rows], self.outputs[rows]
+            merged = _Neurons(*merge(*moved, angle=angle, smallest=1e-8))
+            if self.objective(merged) <= allowed:
+                return self.accept(merged)
+        return self.accept(moved)
 
 
 def _distinct(directions: FloatArray, worths: FloatArray, threshold: float) -> list[int]:

@@ -1,0 +1,141 @@
+"""Sliding Frank-Wolfe against the enumerated program, and the words of the certificate on what it finds."""
+
+import numpy as np
+import pytest
+from problems import LOSSES, random_problem
+
+from convexbn import (
+    Certificate,
+    Evidence,
+    Program,
+    SlidingFrankWolfe,
+    Squared,
+    Status,
+    beta_max,
+    certify,
+    enumerate_arrangements,
+    fit_convex_bn,
+    recover,
+    whiten,
+)
+from convexbn.solvers.descent import fit_amplitudes
+
+
+def tabular(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    X = generator.standard_normal((n, d))
+    return X, np.maximum(X @ generator.standard_normal((d, 4)), 0.0).sum(axis=1) + 0.3 * generator.standard_normal(n)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("seed", range(3))
+def test_objective_is_that_of_the_enumerated_program(loss, seed):
+    problem = random_problem(loss, 12, 2, seed)
+    exact = fit_convex_bn(problem.X, problem.y, loss=loss, solver="CLARABEL", arrangements="all")
+    whitening = whiten(problem.X)
+    solver = SlidingFrankWolfe(tolerance=1e-3 if loss.name == "hinge" else 1e-4)
+    solution = solver.solve(Program(whitening.basis, problem.y, loss, exact.program.beta, None))
+    network = recover(whitening, solution.directions, solution.outputs)
+    objective = network.objective(problem.X, problem.y, loss, exact.program.beta)
+    assert exact.certificate.bound <= objective <= exact.certificate.objective * (1.0 + 2e-3)
+
+
+def test_proof_and_estimate_agree_with_enumeration():
+    X, y = tabular(40, 2, 0)
+    beta = 0.2 * beta_max(X, y)
+    arrangements = enumerate_arrangements(whiten(X).basis)
+    fit = fit_convex_bn(X, y, beta=beta, solver="sliding")
+    listed = certify(X, y, fit.network, beta=beta, arrangements=arrangements)
+    unlisted = certify(X, y, fit.network, beta=beta, dual=fit.solution.dual)
+    assert unlisted.evidence is Evidence.PROVED is listed.evidence
+    assert unlisted.bound <= fit_convex_bn(X, y, beta=beta, solver="CLARABEL", arrangements=arrangements).certificate.objective
+    assert unlisted.relative_gap < 2e-3
+    assert unlisted.bound <= unlisted.estimate <= unlisted.objective
+
+
+def proofs_of_a_stuck_network(fraction: float) -> tuple[Certificate, float]:
+    X, y = tabular(25, 2, 3)
+    arrangements = enumerate_arrangements(whiten(X).basis)
+    beta = fraction * beta_max(X, y, arrangements=arrangements)
+    optimum = fit_convex_bn(X, y, beta=beta, solver="CLARABEL", arrangements=arrangements)
+    stuck = recover(optimum.whitening, optimum.solution.directions[:1], 0.5 * optimum.solution.outputs[:1])
+    return certify(X, y, stuck, beta=beta), optimum.certificate.objective
+
+
+@pytest.mark.parametrize("fraction", [0.999, 0.5, 0.05, 1e-4])
+def test_a_stuck_network_gets_no_proof_of_optimality(fraction):
+    certificate, optimum = proofs_of_a_stuck_network(fraction)
+    assert certificate.bound <= optimum * (1.0 + 1e-9)
+    assert not certificate.accepts(1e-6) or certificate.objective <= optimum * (1.0 + 1e-6)
+
+
+def test_above_beta_max_the_zero_network_is_proved_optimal():
+    X, y = tabular(50, 3, 1)
+    fit = fit_convex_bn(X, y, beta=1.5 * beta_max(X, y))
+    assert fit.network.neurons == 0
+    assert fit.certificate.relative_gap < 1e-6
+
+
+def test_several_outputs_descend_below_the_sum_of_single_ones():
+    """The joint penalty sum_j ||s_j|| ||w_j|| is at most that of one network an output."""
+    X, _ = tabular(60, 3, 4)
+    Y = np.stack([tabular(60, 3, seed)[1] for seed in (4, 4, 5)], axis=1)
+    basis, loss = whiten(X).basis, Squared()
+    joint = SlidingFrankWolfe(tolerance=1e-3).solve(Program(basis, Y, loss, 1.0, None))
+    single = [SlidingFrankWolfe(tolerance=1e-3).solve(Program(basis, y, loss, 1.0, None)) for y in Y.T]
+    predictions = np.maximum(basis @ joint.directions.T, 0.0) @ joint.outputs
+    objective = loss.value(predictions, Y) + np.linalg.norm(joint.outputs, axis=1).sum()
+    assert objective == pytest.approx(joint.trace[-1].objective, rel=1e-9)
+    assert objective < 0.9 * sum(solution.trace[-1].objective for solution in single)
+
+
+def test_the_same_seed_gives_the_same_network_and_another_the_same_optimum():
+    X, y = tabular(60, 3, 2)
+    program = Program(whiten(X).basis, y, Squared(), 1.0, None)
+    first, again, other = (SlidingFrankWolfe(seed=seed).solve(program) for seed in (0, 0, 1))
+    assert np.array_equal(first.directions, again.directions)
+    assert other.trace[-1].objective == pytest.approx(first.trace[-1].objective, rel=2e-4)
+
+
+def test_a_warm_start_at_the_optimum_ends_at_once():
+    X, y = tabular(60, 3, 2)
+    program = Program(whiten(X).basis, y, Squared(), 1.0, None)
+    cold = SlidingFrankWolfe().solve(program)
+    warm = SlidingFrankWolfe(warm_start=(cold.directions, cold.outputs)).solve(program)
+    assert len(warm.trace) <= 2
+    assert warm.trace[-1].objective <= cold.trace[-1].objective * (1.0 + 1e-4)
+
+
+def test_an_interrupt_returns_the_best_so_far(monkeypatch):
+    calls = iter(range(100))
+
+    def interrupted(*arguments, **settings):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return fit_amplitudes(*arguments, **settings)
+
+    monkeypatch.setattr("convexbn.solvers.sliding.fit_amplitudes", interrupted)
+    X, y = tabular(60, 3, 2)
+    solution = SlidingFrankWolfe().solve(Program(whiten(X).basis, y, Squared(), 0.1, None))
+    assert solution.status is Status.INTERRUPTED
+    assert len(solution.directions) == len(solution.outputs) > 0
+
+
+def test_limits_are_told():
+    X, y = tabular(60, 3, 2)
+    solution = SlidingFrankWolfe(rounds=1, tolerance=1e-12).solve(Program(whiten(X).basis, y, Squared(), 0.1, None))
+    assert solution.status is Status.LIMIT
+    assert len(solution.trace) == 1
+
+
+def test_amplitudes_solve_the_group_lasso():
+    """Optimality: the price of each column is at most beta, and beta where it is used."""
+    generator = np.random.default_rng(0)
+    features, y = generator.standard_normal((30, 8)), generator.standard_normal((30, 2))
+    outputs = fit_amplitudes(features, y, np.zeros((8, 2)), 5.0, Squared(), steps=5000, tolerance=1e-12)
+    prices = features.T @ (y - features @ outputs)
+    used = np.linalg.norm(outputs, axis=1) > 0
+    assert used.any()
+    assert not used.all()
+    assert np.linalg.norm(prices[~used], axis=1).max() <= 5.0
+    assert prices[used] == pytest.approx(5.0 * outputs[used] / np.linalg.norm(outputs[used], axis=1, keepdims=True), rel=1e-6)

@@ -12,7 +12,7 @@ from convexbn.certificate import Certificate, Evidence, certify
 from convexbn.export import from_torch, to_torch
 from convexbn.fit import Fit, beta_max, fit_convex_bn
 from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
-from convexbn.network import Network, recover
+from convexbn.network import Network, neurons_of, recover
 from convexbn.program import Program
 from convexbn.solution import Solution, Solver, SolverError, SolverUnavailable, Status
 from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe
@@ -55,6 +55,7 @@ __all__ = [
     "enumerate_arrangements",
     "fit_convex_bn",
     "from_torch",
+    "neurons_of",
     "recover",
     "sample_arrangements",
     "to_torch",

@@ -108,6 +108,19 @@ def recover(whitening: Whitening, directions: FloatArray, outputs: FloatArray) -
     return network.balanced()
 
 
+def neurons_of(whitening: Whitening, network: Network) -> tuple[FloatArray, FloatArray]:
+    """The neurons of a network on the whitened data, the inverse of `recover`: unit directions (m, r+1) and outputs (m, C).
+
+    Use them to warm-start a solver from a network of any origin. Neurons without an output are left out.
+    """
+    q = whitening.whitened_weights(network.weights)
+    length = np.linalg.norm(q, axis=1, keepdims=True)
+    directions = np.column_stack([network.gain[:, None] * q / np.where(length > 0, length, 1.0), network.shift])
+    size = np.linalg.norm(directions, axis=1)
+    alive = (size > 0) & np.any(network.outputs != 0, axis=1)
+    return directions[alive] / size[alive, None], network.outputs[alive] * size[alive, None]
+
+
 def merge(directions: FloatArray, outputs: FloatArray, *, angle: float, smallest: float) -> tuple[FloatArray, FloatArray]:
     """Join neurons whose unit directions differ by at most `angle`, then drop those with ||v_j|| <= `smallest` max ||v||.
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from problems import LOSSES, random_problem
 
 from convexbn import (
@@ -15,6 +16,8 @@ from convexbn import (
     certify,
     enumerate_arrangements,
     fit_convex_bn,
+    from_torch,
+    neurons_of,
     recover,
     whiten,
 )
@@ -104,6 +107,19 @@ def test_a_warm_start_at_the_optimum_ends_at_once():
     warm = SlidingFrankWolfe(warm_start=(cold.directions, cold.outputs)).solve(program)
     assert len(warm.trace) <= 2
     assert warm.trace[-1].objective <= cold.trace[-1].objective * (1.0 + 1e-4)
+
+
+def test_a_network_trained_by_somebody_else_is_a_warm_start():
+    X, y = tabular(60, 3, 2)
+    whitening = whiten(X)
+    program = Program(whitening.basis, y, Squared(), 1.0, None)
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 1, bias=False)
+    network = from_torch(torch.nn.Sequential(*layers), X)
+    neurons = neurons_of(whitening, network)
+    assert recover(whitening, *neurons).predict(X) == pytest.approx(network.predict(X), abs=1e-6)
+    warm = SlidingFrankWolfe(warm_start=neurons).solve(program)
+    assert warm.trace[-1].objective == pytest.approx(SlidingFrankWolfe().solve(program).trace[-1].objective, rel=2e-4)
 
 
 def test_an_interrupt_returns_the_best_so_far(monkeypatch):

@@ -109,11 +109,11 @@ class Conic:
         )
 
     def _run(self, cp: Any, problem: Any) -> Status:
-        """Solve with the first settings that end with an accepted status, else return the last one's."""
+        """Solve with the first settings that don't break down numerically; a limit of the caller's is spent once."""
         status = Status.NUMERICAL
         for settings in ATTEMPTS.get(self.name, ({},)):
             status = self._attempt(cp, problem, {**settings, **self.options})
-            if status in self.accept:
+            if status is not Status.NUMERICAL:
                 break
         return status
 

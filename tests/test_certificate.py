@@ -1,0 +1,321 @@
+"""The certificate: bounds that hold whatever is thrown at it, gaps that close at the optimum and only there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import CLASSIFICATION, LOSSES, Problem, degenerate_problems, lattices, optimum_of, program_of, random_problem, targets_for
+
+from convexbn import (
+    Arrangements,
+    Certificate,
+    Conic,
+    Evidence,
+    Fit,
+    InputError,
+    Loss,
+    Network,
+    beta_max,
+    certify,
+    enumerate_arrangements,
+    fit_convex_bn,
+    recover,
+    sample_arrangements,
+    whiten,
+)
+from convexbn.pricing import price_arrangements, price_square
+
+SMOOTH = [loss for loss in LOSSES if np.isfinite(loss.smoothness)]
+KINDS_OF_DUAL = ("zero", "random", "wrong sign", "stretched", "huge", "tiny", "one sample")
+
+
+def by_name(value: object) -> str:
+    """The name of a loss."""
+    return getattr(value, "name", str(value))
+
+
+@cache
+def solved(loss: Loss, arrangements: str | int = "all") -> tuple[np.ndarray, np.ndarray, Fit]:
+    """Ten samples with two features, solved by Clarabel at a tenth of beta_max."""
+    problem = random_problem(loss, 10, 2, seed=3)
+    return problem.X, problem.y, fit_convex_bn(problem.X, problem.y, loss=loss, arrangements=arrangements, solver="CLARABEL")
+
+
+@cache
+def optimum(loss: Loss) -> float:
+    """The optimum of the same program by a formulation that shares no code with the package's."""
+    return optimum_of(solved(loss)[2].program)
+
+
+def judged(loss: Loss, network: Network, dual: np.ndarray | None = None, arrangements: str | int = "all") -> Certificate:
+    """The certificate of a network for the problem above."""
+    X, y, fit = solved(loss, arrangements)
+    return certify(X, y, network, beta=fit.program.beta, loss=loss, arrangements=fit.program.arrangements, dual=dual)
+
+
+def random_network(X: np.ndarray, seed: int, size: float = 1.0, width: int = 4) -> Network:
+    """A few random neurons."""
+    generator = np.random.default_rng(seed)
+    weights, outputs = generator.standard_normal((width, X.shape[1])), size * generator.standard_normal((width, 1))
+    gain, shift = generator.standard_normal((2, width))
+    return Network(weights, np.zeros(width), np.ones(width), gain, shift, outputs, len(X)).on(X)
+
+
+def zero_network(X: np.ndarray) -> Network:
+    """No neurons."""
+    whitening = whiten(X)
+    return recover(whitening, np.zeros((0, whitening.rank + 1)), np.zeros((0, 1)))
+
+
+def perturbed(network: Network, seed: int) -> Network:
+    """Every parameter off by a thousandth of itself, up or down."""
+    generator = np.random.default_rng(seed)
+    parts = {name: getattr(network, name) for name in ("weights", "gain", "shift", "outputs")}
+    return replace(network, **{name: part * (1.0 + 1e-3 * generator.choice([-1.0, 1.0], part.shape)) for name, part in parts.items()})
+
+
+def suggestion(kind: str, dual: np.ndarray, seed: int) -> np.ndarray:
+    """A good dual point spoilt in one way or another."""
+    noise = np.random.default_rng(seed).standard_normal(len(dual))
+    spoilt = {
+        "zero": 0.0 * dual,
+        "random": noise,
+        "wrong sign": -dual,
+        "stretched": 1e3 * dual,
+        "huge": 1e100 * noise,
+        "tiny": 1e-300 * noise,
+        "one sample": np.where(np.arange(len(dual)) == seed % len(dual), 1e9, dual),
+    }
+    return spoilt[kind]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_bound_optimum_and_objective_meet_over_all_arrangements(loss: Loss) -> None:
+    certificate = solved(loss)[2].certificate
+    assert certificate.evidence is Evidence.PROVED
+    assert certificate.relative_gap < 1e-6
+    assert certificate.bound <= optimum(loss) * (1.0 + 1e-9)
+    assert optimum(loss) <= certificate.objective * (1.0 + 2e-8)
+
+
+@pytest.mark.parametrize("problem", degenerate_problems(), ids=str)
+def test_gap_closes_on_degenerate_data(problem: Problem) -> None:
+    _, program = program_of(problem)
+    fit = fit_convex_bn(problem.X, problem.y, beta=program.beta, loss=problem.loss, arrangements="all", solver="CLARABEL")
+    assert fit.certificate.evidence is Evidence.PROVED
+    assert fit.certificate.bound <= fit.certificate.objective
+    assert fit.certificate.gap <= 1e-6 * problem.loss.value(np.zeros(len(problem.y)), problem.y) + 1e-15
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_sample_is_never_called_proved_over_all(loss: Loss) -> None:
+    certificate = solved(loss, 12)[2].certificate
+    assert certificate.evidence is Evidence.SAMPLED
+    assert "proved for the sampled program" in str(certificate)
+    assert "proved" not in str(certificate).replace("proved for the sampled program", "")
+    assert "all" not in str(certificate).replace("proved for the sampled program, over", "").split()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_words_for_a_proof_over_all_arrangements(loss: Loss) -> None:
+    text = str(solved(loss)[2].certificate)
+    assert ": proved, over all 92 arrangements" in text
+    assert "sampled" not in text
+
+
+@pytest.mark.parametrize("loss", SMOOTH, ids=by_name)
+@pytest.mark.parametrize("seed", range(5))
+def test_wrong_solution_is_refused_and_the_right_one_accepted(loss: Loss, seed: int) -> None:
+    network = solved(loss)[2].network
+    right, wrong = judged(loss, network), judged(loss, perturbed(network, seed))
+    assert right.accepts()
+    assert not wrong.accepts()
+    assert wrong.bound <= optimum(loss) * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_wrong_solution_is_refused_at_a_kink_whatever_the_dual(seed: int) -> None:
+    hinge = LOSSES[3]
+    _, _, fit = solved(hinge)
+    assert judged(hinge, fit.network, fit.solution.dual).accepts()
+    assert not judged(hinge, perturbed(fit.network, seed), fit.solution.dual).accepts()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+@pytest.mark.parametrize("arrangements", ["all", 5])
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 1e-3, 1.0, 1e3]), st.sampled_from((None, *KINDS_OF_DUAL)))
+def test_bound_never_exceeds_the_objective_or_the_optimum(
+    loss: Loss, arrangements: str | int, seed: int, size: float, kind: str | None
+) -> None:
+    X, _, fit = solved(loss, arrangements)
+    dual = None if kind is None else suggestion(kind, fit.solution.dual, seed)
+    certificate = judged(loss, random_network(X, seed, size), dual, arrangements)
+    assert certificate.bound <= certificate.objective * (1.0 + 1e-12)
+    assert certificate.bound <= fit.certificate.objective * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+@pytest.mark.parametrize("kind", KINDS_OF_DUAL)
+def test_garbage_for_a_dual_does_not_lift_the_bound_of_the_optimum(loss: Loss, kind: str) -> None:
+    fit = solved(loss)[2]
+    without, given_garbage = judged(loss, fit.network), judged(loss, fit.network, suggestion(kind, fit.solution.dual, 4))
+    assert without.bound <= given_garbage.bound <= fit.certificate.objective
+    assert given_garbage.objective == without.objective
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_dual_of_the_certificate_is_feasible_and_gives_the_bound(loss: Loss) -> None:
+    _, y, fit = solved(loss)
+    dual = fit.certificate.dual
+    assert -loss.conjugate(-dual, y) == pytest.approx(fit.certificate.bound, rel=1e-12)
+    directions = np.random.default_rng(0).standard_normal((3, 20_000))
+    worth = np.abs(dual @ np.maximum(fit.program.basis @ directions, 0.0)) / np.linalg.norm(directions, axis=0)
+    assert np.max(worth) <= fit.program.beta
+    assert np.max(worth) >= 0.98 * fit.program.beta
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_bound_of_every_descent_iterate_holds(loss: Loss) -> None:
+    X, y, fit = solved(loss)
+    network, basis = random_network(X, 1, width=6), fit.program.basis
+    whitening = whiten(X)
+    q = whitening.whitened_weights(network.weights)
+    s = np.column_stack([q / np.linalg.norm(q, axis=1, keepdims=True) * network.gain[:, None], network.shift])
+    v, bounds = network.outputs[:, 0], []
+    for step in range(200):
+        hidden = np.maximum(basis @ s.T, 0.0)
+        slope = loss.gradient(hidden @ v, y)
+        s, v = (
+            s - 0.1 * (((slope[:, None] * (hidden > 0) * v).T @ basis) + fit.program.beta * s),
+            v - 0.1 * (hidden.T @ slope + fit.program.beta * v),
+        )
+        if step % 20 == 0:
+            certificate = judged(loss, recover(whitening, s, v[:, None]))
+            bounds.append(certificate.bound)
+            assert certificate.bound <= certificate.objective * (1.0 + 1e-12)
+    assert max(bounds) <= optimum(loss) * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_bound_of_a_sample_is_below_the_optimum_of_the_sampled_program(loss: Loss) -> None:
+    X, _, fit = solved(loss, 5)
+    sampled_optimum = optimum_of(fit.program)
+    networks = [fit.network, zero_network(X), *(random_network(X, seed) for seed in range(10))]
+    bounds = [judged(loss, network, fit.solution.dual, arrangements=5).bound for network in networks]
+    assert max(bounds) <= sampled_optimum * (1.0 + 1e-9)
+    assert bounds[0] >= sampled_optimum * (1.0 - 1e-6)
+    assert sampled_optimum >= optimum(loss) * (1.0 - 1e-9)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 6])
+@pytest.mark.parametrize("seed", range(5))
+def test_closed_form_pricing_agrees_with_all_arrangements_at_rank_n_minus_1(samples: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    basis, v = whiten(generator.standard_normal((samples, samples))).basis, generator.standard_normal(samples)
+    everything = enumerate_arrangements(basis)
+    assert len(everything) == 2**samples
+    listed, closed = price_arrangements(basis, v, everything.active), price_square(basis, v)
+    assert listed.upper == pytest.approx(closed.upper, rel=1e-8)
+    assert listed.lower == pytest.approx(closed.lower, rel=1e-8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lattices(6, 2), st.sampled_from(LOSSES), st.integers(0, 100))
+def test_gap_closes_on_lattices_with_duplicates_and_ties(X: np.ndarray, loss: Loss, seed: int) -> None:
+    y = targets_for(loss, len(X), seed)
+    fit = fit_convex_bn(X, y, beta=0.2, loss=loss, arrangements="all", solver=Conic("CLARABEL"))
+    assert fit.certificate.evidence is Evidence.PROVED
+    assert fit.certificate.bound <= fit.certificate.objective * (1.0 + 1e-12)
+    assert fit.certificate.relative_gap <= 1e-6
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.floats(-3.0, 3.0))
+def test_affine_maps_of_the_features_change_nothing(loss: Loss, seed: int, shift: float) -> None:
+    X, y, fit = solved(loss)
+    generator = np.random.default_rng(seed)
+    turn = np.linalg.qr(generator.standard_normal((2, 2)))[0]
+    A = turn @ np.diag([1.0, 10.0**shift]) @ np.linalg.qr(generator.standard_normal((2, 2)))[0]
+    image = X @ A + shift
+    network = replace(fit.network, weights=np.linalg.solve(A, fit.network.weights.T).T).on(image)
+    arrangements = enumerate_arrangements(whiten(image).basis)
+    moved = certify(image, y, network, beta=fit.program.beta, loss=loss, arrangements=arrangements, dual=fit.solution.dual)
+    assert moved.objective == pytest.approx(fit.certificate.objective, rel=1e-9)
+    assert moved.bound == pytest.approx(fit.certificate.bound, rel=1e-7)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_order_of_the_samples_changes_nothing(loss: Loss) -> None:
+    X, y, fit = solved(loss)
+    order = np.random.default_rng(1).permutation(len(y))
+    arrangements = enumerate_arrangements(whiten(X[order]).basis)
+    dual = fit.solution.dual[order]
+    moved = certify(X[order], y[order], fit.network, beta=fit.program.beta, loss=loss, arrangements=arrangements, dual=dual)
+    assert moved.objective == pytest.approx(fit.certificate.objective, rel=1e-12)
+    assert moved.bound == pytest.approx(fit.certificate.bound, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+@pytest.mark.parametrize("factor", [1.001, 2.0, 1e6])
+def test_zero_network_has_no_gap_above_beta_max(loss: Loss, factor: float) -> None:
+    X, y, fit = solved(loss)
+    arrangements = fit.program.arrangements
+    largest = beta_max(X, y, loss=loss, arrangements=arrangements)
+    certificate = certify(X, y, zero_network(X), beta=factor * largest, loss=loss, arrangements=arrangements)
+    assert certificate.objective == pytest.approx(loss.value(np.zeros(10), y), rel=1e-14)
+    assert 0.0 <= certificate.gap <= 1e-9 * certificate.objective
+    below = certify(X, y, zero_network(X), beta=0.99 * largest, loss=loss, arrangements=arrangements)
+    assert below.gap > 1e-5 * below.objective
+
+
+def test_gap_of_an_exact_fit_is_zero() -> None:
+    X = solved(LOSSES[0])[0]
+    certificate = certify(X, np.zeros(10), zero_network(X), beta=0.3, arrangements=solved(LOSSES[0])[2].program.arrangements)
+    assert (certificate.objective, certificate.bound, certificate.gap, certificate.relative_gap) == (0.0, 0.0, 0.0, 0.0)
+    assert certificate.accepts(0.0)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_no_arrangements_stand_for_all_of_them(loss: Loss) -> None:
+    X, y, fit = solved(loss)
+    beta, dual = 0.5 * fit.beta_max, fit.solution.dual
+    best = fit_convex_bn(X, y, beta=beta, loss=loss, arrangements="all", solver="CLARABEL")
+    for network in (best.network, random_network(X, 1), zero_network(X)):
+        certificate = certify(X, y, network, beta=beta, loss=loss, dual=dual)
+        assert certificate.evidence is Evidence.PROVED
+        assert certificate.bound <= best.certificate.objective * (1.0 + 1e-9)
+    assert certify(X, y, best.network, beta=beta, loss=loss, dual=best.solution.dual).relative_gap <= 0.25
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_estimate_lies_between_bound_and_objective(loss: Loss) -> None:
+    X = solved(loss)[0]
+    for network in (solved(loss)[2].network, random_network(X, 1), zero_network(X)):
+        certificate = judged(loss, network)
+        assert certificate.bound <= certificate.estimate <= certificate.objective
+        assert certificate.estimated_gap <= certificate.relative_gap
+
+
+def test_patterns_of_other_samples_are_refused() -> None:
+    X, y, fit = solved(LOSSES[0])
+    other: Arrangements = sample_arrangements(whiten(X[:-1]).basis, 5)
+    with pytest.raises(InputError, match=r"^arrangements are patterns of 9 samples, but X has 10: make them from this X"):
+        certify(X, y, fit.network, beta=0.3, arrangements=other)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+def test_labels_and_numbers_are_told_apart(loss: Loss) -> None:
+    X, _, fit = solved(loss)
+    y = np.arange(10.0)
+    if loss.name in CLASSIFICATION:
+        with pytest.raises(InputError, match=r"^y holds .* needs labels -1 and \+1: map"):
+            certify(X, y, fit.network, beta=0.3, loss=loss, arrangements=fit.program.arrangements)
+    else:
+        assert certify(X, y, fit.network, beta=0.3, loss=loss, arrangements=fit.program.arrangements).objective > 0

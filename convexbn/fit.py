@@ -18,6 +18,7 @@ from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover
 from convexbn.pricing import evolve, is_square, price_dual, random_directions
 from convexbn.program import Program
+from convexbn.progress import console
 from convexbn.solution import Solution, Solver
 from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe
 from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets
@@ -130,7 +131,7 @@ def fit_convex_bn(
     with _stage("whiten", seconds, verbose):
         data, the_loss, targets, whitening = _prepare(X, y, loss)
     with _stage("arrange", seconds, verbose):
-        the_solver = choose_solver(solver, arrangements, whitening, seed=seed)
+        the_solver = choose_solver(solver, arrangements, whitening, seed=seed, verbose=verbose)
         listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
         chosen = choose_arrangements(arrangements, whitening, seed=seed) if listed else None
         largest = _beta_max(whitening, targets, the_loss, chosen)
@@ -183,7 +184,9 @@ def choose_arrangements(arrangements: str | int | Arrangements, whitening: White
     raise InputError(f"arrangements = {arrangements!r} must be 'auto', 'all', a number of arrangements to sample, or Arrangements")
 
 
-def choose_solver(solver: str | Solver, arrangements: str | int | Arrangements, whitening: Whitening, *, seed: int = 0) -> Solver:
+def choose_solver(
+    solver: str | Solver, arrangements: str | int | Arrangements, whitening: Whitening, *, seed: int = 0, verbose: bool = False
+) -> Solver:
     """The solver that the arguments of `fit_convex_bn` stand for."""
     if not isinstance(solver, str):
         if not hasattr(solver, "solve"):
@@ -194,7 +197,7 @@ def choose_solver(solver: str | Solver, arrangements: str | int | Arrangements, 
         solver = "closed form" if is_square(whitening.basis) else "CLARABEL" if listed or _few(whitening) else "sliding"
     if solver == "closed form":
         return ClosedForm()
-    return SlidingFrankWolfe(seed=seed) if solver == "sliding" else Conic(solver)
+    return SlidingFrankWolfe(seed=seed, verbose=verbose) if solver == "sliding" else Conic(solver)
 
 
 def _prepare(X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss) -> tuple[FloatArray, Loss, FloatArray, Whitening]:
@@ -226,16 +229,13 @@ def _stage(name: str, seconds: dict[str, float], verbose: bool) -> Iterator[Any]
     """Time a stage, and show it while it runs."""
     start = time.perf_counter()
     if verbose:
-        from rich.console import Console
-
-        console = Console(stderr=True)
         try:
-            with console.status(f"convexbn: {name}"):
+            with console().status(f"convexbn: {name}"):
                 yield
         except KeyboardInterrupt:
-            console.print(f"convexbn: interrupted in the stage '{name}'; nothing was kept")
+            console().print(f"convexbn: interrupted in the stage '{name}'; nothing was kept")
             raise
-        console.print(f"convexbn: {name} {time.perf_counter() - start:.2f} s")
+        console().print(f"convexbn: {name} {time.perf_counter() - start:.2f} s")
     else:
         yield
     seconds[name] = time.perf_counter() - start

@@ -16,7 +16,7 @@ import convexbn
 ROOT = Path(convexbn.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path for path in ROOT.rglob("*.py")}
 FLOORS = [
-    ["validation"],
+    ["validation", "progress"],
     ["losses", "arrangements", "whitening"],
     ["program", "network", "pricing", "smoothing"],
     ["solution"],

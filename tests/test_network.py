@@ -80,6 +80,14 @@ def test_objective_is_the_loss_of_the_loop_plus_weight_decay(loss: Loss) -> None
     assert network.objective(X, y, loss, 0.3) == pytest.approx(expected, rel=1e-13)
 
 
+def test_objective_does_not_trust_the_statistics_that_a_network_carries() -> None:
+    X = random_data(0)
+    network, y = random_network(X, 1), targets_for(LOSSES[0], len(X), 2)
+    stale = network.on(random_data(3))
+    assert np.max(np.abs(stale.predict(X) - network.predict(X))) > 0.1
+    assert stale.objective(X, y, LOSSES[0], 0.3) == pytest.approx(network.objective(X, y, LOSSES[0], 0.3), rel=1e-14)
+
+
 @pytest.mark.parametrize("name", list(degenerate_data()))
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_recovered_network_equals_the_neurons_on_the_whitened_data(name: str, outputs: int) -> None:

@@ -13,6 +13,7 @@ from convexbn.losses import Loss
 from convexbn.network import merge
 from convexbn.pricing import climb, evolve, random_directions
 from convexbn.program import Program
+from convexbn.progress import console
 from convexbn.smoothing import Smoothed
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.descent import fit_amplitudes, slide
@@ -232,9 +233,7 @@ def _distinct(directions: FloatArray, worths: FloatArray, threshold: float) -> l
 
 
 def _print(number: int, entry: Round) -> None:
-    from rich.console import Console
-
-    Console(stderr=True).print(
+    console().print(
         f"convexbn: round {number}, objective {entry.objective:.8g}, estimated gap {entry.gap:.1e}, "
         f"{entry.neurons} neurons, {entry.seconds:.1f} s"
     )

@@ -24,11 +24,6 @@ lint: $(INSTALLED)
 # Once for each change of these two files.
 $(INSTALLED): setup.cfg constraints.txt
 	@echo 'setting up .venv, once'
-	@if command -v uv >/dev/null 2>&1; then \
-	  { test -x $(BIN)/python || uv venv --python $(PYTHON) .venv; } && \
-	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'; \
-	else \
-	  { test -x $(BIN)/python || $(PYTHON) -m venv .venv; } && \
-	  $(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'; \
-	fi
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@

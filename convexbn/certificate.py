@@ -11,7 +11,7 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
-from convexbn.pricing import Price, is_square, price_dual, price_everywhere
+from convexbn.pricing import Price, bound_by_boxes, bound_by_relaxation, is_square, price_dual
 from convexbn.pricing.dual_point import improve_dual
 from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
@@ -121,6 +121,8 @@ def certify(
     the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
     check_positive(beta, "beta")
+    if not all(np.isfinite(part).all() for part in (network.weights, network.gain, network.shift, network.outputs)):
+        raise InputError("network holds NaN or infinity, so its training diverged: lower the learning rate and train again")
     whitening = whiten(data)
     _check_basis(whitening, data)
     objective = network.objective(data, targets, the_loss, beta)
@@ -177,37 +179,41 @@ class _Judge:
         self.sizes = np.hypot(network.gain, network.shift)
         self.mass = network.balanced().penalty()
         self.best_estimate = -np.inf
-        self.best = np.zeros(len(y))
+        self.best: tuple[FloatArray, Price] | None = None
 
     def bound(self, candidate: FloatArray) -> _Bound:
-        """-L*(-t V) with t h(V) <= beta; the network's own neurons count in h, so that it can't pass the network's objective."""
+        """-L*(-t V) with t h(V) <= beta, and the estimate that goes with it."""
         v = -self.loss.project(-candidate, self.y)
-        return self.scaled(v, price_dual(self.basis, v, self.arrangements))
+        price = price_dual(self.basis, v, self.arrangements)
+        estimate = self._best_scale(v, max(price.lower, self._own(v)))[1]
+        if self.best is None or estimate > self.best_estimate:
+            self.best_estimate, self.best = estimate, (v, price)
+        return self.scaled(v, price)
 
     def scaled(self, v: FloatArray, price: Price) -> _Bound:
-        """The bound of v in the domain of the conjugate, given its price."""
-        own = float(np.max(np.abs(v @ self.activations) / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
-        price = replace(price, upper=max(price.upper, own), lower=max(price.lower, own))
+        """The bound of v; the network's own neurons count in its price, so that the bound can't pass the network's objective."""
+        price = replace(price, upper=max(price.upper, self._own(v)))
         scale, proved = self._best_scale(v, price.upper)
-        estimate = self._best_scale(v, price.lower)[1]
-        if estimate > self.best_estimate:
-            self.best_estimate, self.best = estimate, v
         return _Bound(proved, scale * v, price)
 
     def tightened(self, found: _Bound, objective: float, seconds: float) -> _Bound:
         """The best bound after a better dual point for the relaxation, then boxes around the point with the best estimate."""
-        found = max(found, self.bound(self.improved(found)), key=lambda bound: bound.proved)
+        price, other = found.price, found.price.opposite
+        assert self.best is not None
+        assert other is not None
+        highest, lowest = (price.direction, other) if price.sign > 0 else (other, price.direction)
+        v = improve_dual(self.basis, self.y, self.loss, self.beta, found.dual, highest, lowest, self.mass)
+        improved = replace(price, upper=bound_by_relaxation(self.basis, v, highest, lowest))
+        found = max(found, self.scaled(v, improved), key=lambda bound: bound.proved)
         if self.basis.shape[1] <= BOX_COLUMNS and objective - found.proved > BOX_GAP * objective and seconds > 0:
-            price = price_everywhere(self.basis, self.best, box_seconds=seconds, tolerance=0.5 * BOX_GAP)
-            found = max(found, self.scaled(self.best, price), key=lambda bound: bound.proved)
+            v, price = self.best
+            sides = (bound_by_boxes(self.basis, side, price.lower, tolerance=0.5 * BOX_GAP, seconds=0.5 * seconds) for side in (v, -v))
+            found = max(found, self.scaled(v, replace(price, upper=max(sides))), key=lambda bound: bound.proved)
         return found
 
-    def improved(self, found: _Bound) -> FloatArray:
-        """A dual point whose proved bound is larger, in the cases where the relaxation is loose at the residual."""
-        price = found.price
-        other = price.opposite if price.opposite is not None else -price.direction
-        highest, lowest = (price.direction, other) if price.sign > 0 else (other, price.direction)
-        return improve_dual(self.basis, self.y, self.loss, self.beta, found.dual, highest, lowest, self.mass)
+    def _own(self, v: FloatArray) -> float:
+        """The largest |v^T (U's)_+| / ||s|| of the network's neurons."""
+        return float(np.max(np.abs(v @ self.activations) / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
 
     def _best_scale(self, v: FloatArray, price: float) -> tuple[float, float]:
         """The t >= 0 with t `price` <= beta and a large -L*(-t v), and that value: concave in t, and any t is valid."""

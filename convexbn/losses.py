@@ -217,20 +217,21 @@ class Logistic:
         return -y * np.clip(-v * y, 0.0, 1.0)
 
     def prox(self, z: FloatArray, y: FloatArray, step: float) -> FloatArray:
-        """Root of u - y z - step / (1 + exp(u)), u = y f, by Newton's method kept inside a shrinking bracket."""
-        start = y * z
-        low, high = start.copy(), start + step
-        u = 0.5 * (low + high)
-        for _ in range(100):
-            slope = _sigmoid(-u)
-            excess = u - start - step * slope
-            low, high = np.where(excess < 0, u, low), np.where(excess < 0, high, u)
-            newton = u - excess / (1.0 + step * slope * (1.0 - slope))
-            following = np.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
-            if np.max(np.abs(following - u), initial=0.0) <= 1e-16 * (1.0 + np.max(np.abs(u), initial=0.0)):
+        """y u with u = y z + t, where t > 0 solves log t + log(1 + exp(y z + t)) = log step.
+
+        In q = log t the equation is convex and increasing, so Newton's method from t = step descends to the root, for steps of
+        any size; in t itself it loses all digits for large ones.
+        """
+        start, target = y * z, np.log(step)
+        q = np.full(np.shape(start), target)
+        for _ in range(1000):
+            t = np.exp(q)
+            change = (q + np.logaddexp(0.0, start + t) - target) / (1.0 + _sigmoid(start + t) * t)
+            q = q - change
+            if np.max(np.abs(change), initial=0.0) <= 1e-15 * (1.0 + abs(target)):
                 break
-            u = following
-        return y * u
+        moved: FloatArray = y * (start + np.exp(q))
+        return moved
 
     def scale(self, y: FloatArray) -> float:
         """Predictions are log-odds: 1."""
@@ -300,7 +301,7 @@ def get_loss(loss: str | Loss) -> Loss:
         For a name that no loss has.
     """
     if not isinstance(loss, str):
-        if not hasattr(loss, "conjugate"):
+        if not hasattr(loss, "prox"):
             raise InputError(f"loss = {loss!r} is neither a name ({', '.join(LOSSES)}) nor a Loss")
         return loss
     if loss not in LOSSES:

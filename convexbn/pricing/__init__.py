@@ -7,7 +7,7 @@ bounds, which make estimates, and a relaxation finds upper bounds, which make pr
 from convexbn.arrangements import Arrangements
 from convexbn.pricing.boxes import bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
-from convexbn.pricing.everywhere import price_everywhere
+from convexbn.pricing.everywhere import bound_by_relaxation, price_everywhere
 from convexbn.pricing.local import climb, evolve, local_search, random_directions
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.validation import FloatArray
@@ -16,6 +16,7 @@ __all__ = [
     "Price",
     "Relaxation",
     "bound_by_boxes",
+    "bound_by_relaxation",
     "climb",
     "evolve",
     "is_square",

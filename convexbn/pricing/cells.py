@@ -35,7 +35,8 @@ def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> P
 
     One cone and sign is a projection, max c^T s = min over l >= 0 of ||c + A^T l|| with c = +-U'^T D_i v and A = (2 D_i - I) U':
     a small non-negative least squares problem. Every l >= 0 gives a valid bound, so nothing rests on its accuracy. Hyperplanes
-    that meet within `TIE` count as one arrangement; letting the cones open by as much costs the margin TIE sum (l + |v|) ||u||.
+    that meet within `TIE` count as one arrangement, at each of the r+1 steps down in dimension; letting the cones open by
+    (r+1) TIE costs the margin (r+1) TIE sum (l + |v|) ||u||.
 
     Parameters
     ----------
@@ -43,32 +44,50 @@ def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> P
     v : (n,) the dual point V
     active : (P, n) the diagonals of the D_i
     """
-    height = np.linalg.norm(basis, axis=1)
+    opening = TIE * basis.shape[1] * np.linalg.norm(basis, axis=1)
     centres = (active * v) @ basis
     length = np.linalg.norm(centres, axis=1)
-    margin = TIE * float(np.abs(v) @ height)
+    margin = float(np.abs(v) @ opening)
     best = Price(0.0, 0.0, np.zeros(basis.shape[1]), 1.0)
     for i in np.argsort(-length):
         if length[i] + margin <= best.upper:
             break
         cone = np.where(active[i], 1.0, -1.0)[:, None] * basis
         for sign in (1.0, -1.0):
-            best = _dearer(best, _price_cone(basis, v, cone, sign * centres[i], height, margin))
+            best = _dearer(best, _price_cone(basis, v, cone, sign * centres[i], opening))
     return best
 
 
-def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: FloatArray, height: FloatArray, margin: float) -> Price:
-    from scipy.optimize import nnls
-
-    try:
-        multipliers, _ = nnls(cone.T, -centre)
-    except RuntimeError:  # out of iterations: without multipliers the bound is weak, and still a bound
-        multipliers = np.zeros(len(cone))
+def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: FloatArray, opening: FloatArray) -> Price:
+    multipliers = cone_multipliers(cone, centre)
     projection = centre + cone.T @ multipliers
     norm = float(np.linalg.norm(projection))
-    upper = norm + margin + TIE * float(multipliers @ height)
+    upper = norm + float((np.abs(v) + multipliers) @ opening)
     direction = projection / norm if norm > 0 else projection
     return _evaluated(basis, v, direction, upper)
+
+
+def cone_multipliers(cone: FloatArray, centre: FloatArray) -> FloatArray:
+    """The l >= 0, shape (n,), with the least ||c + A^T l||, so that c + A^T l is the projection of c on { s : A s >= 0 }.
+
+    scipy's nnls is fast and, where normals are parallel or nearly so, now and then returns multipliers that are not the best
+    ones without a word (scipy's issue 25389). The projection p tells: it must lie in the cone, and l^T A p be 0. Where not,
+    the slower bounded least squares take over, and the better of the two is kept; either is a valid bound.
+    """
+    from scipy.optimize import lsq_linear, nnls
+
+    scale = float(np.linalg.norm(centre))
+    try:
+        multipliers = nnls(cone.T, -centre)[0]
+    except RuntimeError:  # out of iterations
+        multipliers = np.zeros(len(cone))
+    projection = centre + cone.T @ multipliers
+    slack = cone @ projection
+    if float(np.min(slack, initial=0.0)) >= -1e-9 * scale and float(multipliers @ slack) <= 1e-9 * scale**2:
+        return multipliers
+    slower = np.maximum(lsq_linear(cone.T, -centre, bounds=(0.0, np.inf), method="bvls", tol=1e-14, max_iter=10 * len(cone)).x, 0.0)
+    better = np.linalg.norm(centre + cone.T @ slower) < np.linalg.norm(projection)
+    return slower if better else multipliers
 
 
 def price_square(basis: FloatArray, v: FloatArray) -> Price:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from convexbn.pricing.cells import cone_multipliers
 from convexbn.validation import FloatArray
 
 
@@ -94,7 +95,6 @@ def climb(basis: FloatArray, v: FloatArray, direction: FloatArray, *, cells: int
     direction : (r+1,), best from `local_search`
     cells : at most so many are visited
     """
-    from scipy.optimize import nnls
 
     def worth(s: FloatArray) -> FloatArray:
         values: FloatArray = v.T @ np.maximum(basis @ s, 0.0)
@@ -107,10 +107,7 @@ def climb(basis: FloatArray, v: FloatArray, direction: FloatArray, *, cells: int
         pull = v @ (values / (np.linalg.norm(values) or 1.0))
         cone = np.where(active, 1.0, -1.0)[:, None] * basis
         centre = basis.T @ (active * pull)
-        try:
-            multipliers = nnls(cone.T, -centre)[0]
-        except RuntimeError:  # out of iterations: the walk ends here
-            break
+        multipliers = cone_multipliers(cone, centre)
         top = normalised((centre + cone.T @ multipliers)[None])[0]
         if np.linalg.norm(worth(top)) > np.linalg.norm(worth(best)):
             best = top

@@ -54,9 +54,9 @@ class SlidingFrankWolfe:
     verbose : print a line a round
     """
 
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
     rounds: int = 60
-    seconds: float = 600.0
+    seconds: float = 60.0
     starts: int = 64
     seed: int = 0
     warm_start: tuple[FloatArray, FloatArray] | None = None

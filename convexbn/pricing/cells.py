@@ -59,7 +59,7 @@ def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> P
 
 
 def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: FloatArray, opening: FloatArray) -> Price:
-    multipliers = cone_multipliers(cone, centre)
+    multipliers = cone_multipliers(cone, centre, opening)
     projection = centre + cone.T @ multipliers
     norm = float(np.linalg.norm(projection))
     upper = norm + float((np.abs(v) + multipliers) @ opening)
@@ -67,26 +67,30 @@ def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: Floa
     return _evaluated(basis, v, direction, upper)
 
 
-def cone_multipliers(cone: FloatArray, centre: FloatArray) -> FloatArray:
+def cone_multipliers(cone: FloatArray, centre: FloatArray, opening: FloatArray | None = None) -> FloatArray:
     """The l >= 0, shape (n,), with the least ||c + A^T l||, so that c + A^T l is the projection of c on { s : A s >= 0 }.
 
+    With `opening` (n,) it is the least ||c + A^T l||^2 + (opening^T l)^2: the cone of a cell as thin as `TIE` has multipliers so
+    large that the margin would drown the bound.
+
     scipy's nnls is fast and, where normals are parallel or nearly so, now and then returns multipliers that are not the best
-    ones without a word (scipy's issue 25389). The projection p tells: it must lie in the cone, and l^T A p be 0. Where not,
-    the slower bounded least squares take over, and the better of the two is kept; either is a valid bound.
+    ones without a word (scipy's issue 25389). The conditions of optimality tell; where they don't hold, the slower bounded
+    least squares take over, and the better of the two is kept. Either is a valid bound.
     """
     from scipy.optimize import lsq_linear, nnls
 
-    scale = float(np.linalg.norm(centre))
+    matrix = cone.T if opening is None else np.vstack([cone.T, opening])
+    target = -centre if opening is None else np.append(-centre, 0.0)
     try:
-        multipliers = nnls(cone.T, -centre)[0]
+        multipliers = nnls(matrix, target)[0]
     except RuntimeError:  # out of iterations
         multipliers = np.zeros(len(cone))
-    projection = centre + cone.T @ multipliers
-    slack = cone @ projection
-    if float(np.min(slack, initial=0.0)) >= -1e-9 * scale and float(multipliers @ slack) <= 1e-9 * scale**2:
+    residual = matrix @ multipliers - target
+    slope, scale = matrix.T @ residual, float(np.linalg.norm(centre))
+    if float(np.min(slope, initial=0.0)) >= -1e-9 * scale and abs(float(multipliers @ slope)) <= 1e-9 * scale**2:
         return multipliers
-    slower = np.maximum(lsq_linear(cone.T, -centre, bounds=(0.0, np.inf), method="bvls", tol=1e-14, max_iter=10 * len(cone)).x, 0.0)
-    better = np.linalg.norm(centre + cone.T @ slower) < np.linalg.norm(projection)
+    slower = np.maximum(lsq_linear(matrix, target, bounds=(0.0, np.inf), method="bvls", tol=1e-14, max_iter=10 * len(cone)).x, 0.0)
+    better = np.linalg.norm(matrix @ slower - target) < np.linalg.norm(residual)
     return slower if better else multipliers
 
 

@@ -18,7 +18,7 @@ Rows = TypeVar("Rows", BoolArray, SignArray)
 TIE = 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arrangements:
     """A set of sign patterns D_i = diag(1[U's >= 0]) of one basis: all of them, or a sample.
 
@@ -28,6 +28,7 @@ class Arrangements:
     complete : whether these are all the arrangements of the basis
     possible : the number of all arrangements where `complete`, else Cover's upper bound on it
     seed : the seed of a sample, None otherwise
+    basis : (n, r+1) U', whose patterns they are; None where nobody knows, and then they prove nothing about all arrangements
     remark : what was special about the data, for people to read
     """
 
@@ -35,10 +36,17 @@ class Arrangements:
     complete: bool
     possible: int
     seed: int | None = None
+    basis: FloatArray | None = field(default=None, repr=False)
     remark: str = field(default="", compare=False)
 
     def __len__(self) -> int:
         return len(self.active)
+
+    def fits(self, basis: FloatArray) -> bool:
+        """Whether `basis`, of orthonormal columns, spans the space that the patterns were made for, to 1e-6: then they are its own."""
+        if self.basis is None or basis.shape != self.basis.shape:
+            return False
+        return bool(np.max(np.abs(basis - self.basis @ (self.basis.T @ basis))) <= 1e-6)
 
     def __str__(self) -> str:
         remark = f" ({self.remark})" if self.remark else ""
@@ -88,7 +96,7 @@ def sample_arrangements(basis: FloatArray, count: int, *, seed: int = 0) -> Arra
         if len(active) == count:
             break
     possible = count_arrangements(len(basis), basis.shape[1] - 1)
-    return Arrangements(active, complete=False, possible=possible, seed=seed, remark=f"Gaussian, seed {seed}")
+    return Arrangements(active, complete=False, possible=possible, seed=seed, basis=basis, remark=f"Gaussian, seed {seed}")
 
 
 def enumerate_arrangements(basis: FloatArray, *, limit: int = 100_000) -> Arrangements:
@@ -129,7 +137,7 @@ def enumerate_arrangements(basis: FloatArray, *, limit: int = 100_000) -> Arrang
         remarks.append(f"{len(distinct)} distinct rows of {len(normals)}")
     if len(active) < bound:
         remarks.append(f"ties: {bound} in general position")
-    return Arrangements(active, complete=True, possible=len(active), remark=", ".join(remarks))
+    return Arrangements(active, complete=True, possible=len(active), basis=basis, remark=", ".join(remarks))
 
 
 def _merge_equal(normals: FloatArray) -> npt.NDArray[np.int64]:

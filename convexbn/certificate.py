@@ -13,7 +13,7 @@ from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
 from convexbn.pricing import Price, bound_by_boxes, bound_by_relaxation, is_square, price_dual
 from convexbn.pricing.dual_point import improve_dual
-from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets
+from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
 # Branch and bound on boxes begins where the relaxation leaves a larger gap, and ends where the dimension is beyond it.
@@ -127,19 +127,31 @@ def certify(
     _check_basis(whitening, data)
     objective = network.objective(data, targets, the_loss, beta)
     evidence, scope = _evidence(whitening.basis, arrangements)
+    if whitening.dropped:
+        scope += f", for networks that don't read the {whitening.dropped} nearly collinear direction(s) of X that whitening drops"
     if arrangements is not None and arrangements.active.shape[1] != len(data):
         raise InputError(
             f"arrangements are patterns of {arrangements.active.shape[1]} samples, but X has {len(data)}: make them from this X"
         )
+    if arrangements is not None and arrangements.complete and not arrangements.fits(whitening.basis):
+        raise InputError("arrangements are not known to be all those of X: make them by enumerate_arrangements(whiten(X).basis)")
     candidates = [-the_loss.gradient(network.on(data).predict(data), targets)]
     if dual is not None:
-        candidates.append(np.asarray(dual, dtype=np.float64))
+        candidates += _usable(dual, targets)
     judge = _Judge(whitening.basis, targets, the_loss, beta, arrangements, network.on(data), data)
     found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
     if arrangements is None and not is_square(whitening.basis):
         found = judge.tightened(found, objective, seconds)
     estimate = min(objective, judge.best_estimate)
     return Certificate(objective, found.proved, evidence, scope, found.price.upper, found.dual, max(found.proved, estimate))
+
+
+def _usable(dual: FloatArray, y: FloatArray) -> list[FloatArray]:
+    """The suggested dual point, or nothing where a solver broke down and left numbers that can't be squared."""
+    point = np.asarray(dual, dtype=np.float64)
+    if point.shape != y.shape:
+        raise InputError(f"dual has shape {point.shape}, not {y.shape}: pass one number for each target")
+    return [point] if np.isfinite(point).all() and np.max(np.abs(point)) <= LARGEST_TARGET else []
 
 
 def _evidence(basis: FloatArray, arrangements: Arrangements | None) -> tuple[Evidence, str]:
@@ -222,7 +234,8 @@ class _Judge:
         top = self.beta / price if price > 0 else 1.0
 
         def value(t: float) -> float:
-            return -self.loss.conjugate(-t * v, self.y)
+            with np.errstate(over="ignore"):  # for beta far beyond beta_max the largest scale overflows, to minus infinity
+                return -self.loss.conjugate(-t * v, self.y)
 
         inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded").x if top > 0 else 0.0
         best = max((0.0, float(inner), min(1.0, top), top), key=value)

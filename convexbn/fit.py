@@ -19,9 +19,9 @@ from convexbn.network import Network, merge, recover
 from convexbn.pricing import evolve, is_square, price_dual, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
-from convexbn.solution import Solution, Solver
+from convexbn.solution import Solution, Solver, Status
 from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe
-from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets
+from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 BETA_FRACTION = 0.1  # of beta_max
 ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound; beyond that the global solver needs no list, and a conic one a sample
 SAMPLE_SIZE = 50  # arrangements
+
+# A beta_max below this fraction of the gradient at 0 is a sum that should vanish.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,10 @@ class Fit:
         arrangements = program.arrangements if program.arrangements is not None else "all of them, none had to be listed"
         known = "the estimated" if program.arrangements is None and not is_square(program.basis) else "the"
         features = self.network.weights.shape[1]
+        fraction = f"{program.beta / self.beta_max:.3g} of {known} beta_max {self.beta_max:.6g}" if self.beta_max > 0 else "beta_max is 0"
         lines = [
             f"ReLU network with batch normalisation: {n} samples, {features} features of rank {rank}, {program.loss.name} loss",
-            f"  beta          {program.beta:.6g} ({program.beta / self.beta_max:.3g} of {known} beta_max {self.beta_max:.6g})",
+            f"  beta          {program.beta:.6g} ({fraction})",
             f"  objective     {certificate.objective:.10g}  (of the network, from the raw data)",
             f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value})",
             f"  estimate      {certificate.estimate:.10g}  (relative gap {certificate.estimated_gap:.1e}, estimated)",
@@ -131,6 +135,7 @@ def fit_convex_bn(
     with _stage("whiten", seconds, verbose):
         data, the_loss, targets, whitening = _prepare(X, y, loss)
     with _stage("arrange", seconds, verbose):
+        check_word(arrangements)
         the_solver = choose_solver(solver, arrangements, whitening, seed=seed, verbose=verbose)
         listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
         chosen = choose_arrangements(arrangements, whitening, seed=seed) if listed else None
@@ -138,7 +143,7 @@ def fit_convex_bn(
     strength = check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest if largest > 0 else 1.0
     program = Program(whitening.basis, targets, the_loss, strength, chosen)
     with _stage("solve", seconds, verbose):
-        solution = the_solver.solve(program)
+        solution = the_solver.solve(program) if strength < largest else _nothing(program)
     with _stage("certify", seconds, verbose):
         network = _simplest(whitening, solution, data, program)
         certificate = certify(
@@ -174,9 +179,11 @@ def _few(whitening: Whitening) -> bool:
 def choose_arrangements(arrangements: str | int | Arrangements, whitening: Whitening, *, seed: int = 0) -> Arrangements:
     """The list of arrangements that the argument of `fit_convex_bn` stands for."""
     if isinstance(arrangements, Arrangements):
+        if arrangements.active.shape[1] != whitening.samples or (arrangements.complete and not arrangements.fits(whitening.basis)):
+            raise InputError("arrangements are patterns of other data: make them by enumerate_arrangements(whiten(X).basis)")
         return arrangements
     if isinstance(arrangements, (int, np.integer)) and not isinstance(arrangements, bool):
-        return sample_arrangements(whitening.basis, int(arrangements), seed=seed)
+        return sample_arrangements(whitening.basis, check_count(arrangements, "arrangements"), seed=seed)
     if arrangements == "all" or (arrangements == "auto" and _few(whitening)):
         return enumerate_arrangements(whitening.basis)
     if arrangements == "auto":
@@ -184,12 +191,20 @@ def choose_arrangements(arrangements: str | int | Arrangements, whitening: White
     raise InputError(f"arrangements = {arrangements!r} must be 'auto', 'all', a number of arrangements to sample, or Arrangements")
 
 
+def check_word(arrangements: Any) -> None:
+    """Refuse what can't stand for arrangements, also where no solver will need them."""
+    number = isinstance(arrangements, (int, np.integer)) and not isinstance(arrangements, bool)
+    word = isinstance(arrangements, str) and arrangements in ("auto", "all")
+    if not (number or word or isinstance(arrangements, Arrangements)):
+        raise InputError(f"arrangements = {arrangements!r} must be 'auto', 'all', a number of arrangements to sample, or Arrangements")
+
+
 def choose_solver(
     solver: str | Solver, arrangements: str | int | Arrangements, whitening: Whitening, *, seed: int = 0, verbose: bool = False
 ) -> Solver:
     """The solver that the arguments of `fit_convex_bn` stand for."""
     if not isinstance(solver, str):
-        if not hasattr(solver, "solve"):
+        if isinstance(solver, type) or not hasattr(solver, "solve"):
             raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
         return solver
     if solver == "auto":
@@ -208,19 +223,32 @@ def _prepare(X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss) -> tuple[Floa
 
 
 def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None) -> float:
+    """The smallest beta with the zero network as optimum; 0 where it is nothing but rounding."""
     pull = -loss.gradient(np.zeros(len(y)), y)
+    price = _price_of(pull, whitening, arrangements)
+    return price if price > ROUNDING * np.linalg.norm(pull) else 0.0
+
+
+def _price_of(pull: FloatArray, whitening: Whitening, arrangements: Arrangements | None) -> float:
     if arrangements is None and not is_square(whitening.basis):
         starts = random_directions(256, whitening.rank + 1, (0,))
         return float(np.max(evolve(whitening.basis, pull[:, None], starts, seed=(0,), children=64, generations=4)[1]))
     return price_dual(whitening.basis, pull, arrangements).lower
 
 
+def _nothing(program: Program) -> Solution:
+    """The zero network, which is optimal from beta_max on: there solvers would only meet bad scaling."""
+    dual = -program.loss.gradient(np.zeros(program.y.shape), program.y)
+    empty = np.zeros((0, program.basis.shape[1])), np.zeros((0, 1))
+    return Solution(*empty, Status.OPTIMAL, "none, as beta is at least beta_max", dual=dual)
+
+
 def _simplest(whitening: Whitening, solution: Solution, data: FloatArray, program: Program) -> Network:
-    """The network with the fewest neurons whose objective is, to 1e-8, the best that the solver's neurons give."""
+    """The network with the fewest neurons whose objective is, to 1e-7, the best that the solver's neurons give."""
     thresholds = ((1e-3, 1e-4), (1e-4, 1e-6), (1e-5, 1e-8), (0.0, 0.0))
     networks = [recover(whitening, *merge(solution.directions, solution.outputs, angle=a, smallest=s)) for a, s in thresholds]
     objectives = [network.objective(data, program.y, program.loss, program.beta) for network in networks]
-    good = [network for network, value in zip(networks, objectives, strict=True) if value <= min(objectives) * (1.0 + 1e-8)]
+    good = [network for network, value in zip(networks, objectives, strict=True) if value <= min(objectives) * (1.0 + 1e-7)]
     return min(good, key=lambda network: network.neurons)
 
 

@@ -301,8 +301,9 @@ def get_loss(loss: str | Loss) -> Loss:
         For a name that no loss has.
     """
     if not isinstance(loss, str):
-        if not hasattr(loss, "prox"):
-            raise InputError(f"loss = {loss!r} is neither a name ({', '.join(LOSSES)}) nor a Loss")
+        if isinstance(loss, type) or not hasattr(loss, "prox"):
+            names = ", ".join(LOSSES)
+            raise InputError(f"loss = {loss!r} is neither a name ({names}) nor a Loss: pass one of the names, or Huber(delta=0.5)")
         return loss
     if loss not in LOSSES:
         raise InputError(f"loss = {loss!r} is unknown: choose one of {', '.join(LOSSES)}, or pass a Loss such as Huber(delta=0.5)")

@@ -72,7 +72,10 @@ class Network:
 
     def objective(self, X: npt.ArrayLike, y: FloatArray, loss: Loss, beta: float) -> float:
         """L(f(X), y) + (beta/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 ), from the raw data (n, d) and their own batch statistics."""
-        return loss.value(self.on(X).predict(X), y) + beta * self.penalty()
+        predictions = self.on(X).predict(X)
+        if np.shape(y) != predictions.shape:
+            raise InputError(f"y has shape {np.shape(y)}, but the network's outputs have {predictions.shape}: they must be equal")
+        return loss.value(predictions, y) + beta * self.penalty()
 
     def balanced(self) -> Network:
         """The network with the same outputs and the least penalty that rescaling its neurons gives: ||(g_j, a_j)|| = ||v_j||."""

@@ -28,6 +28,8 @@ class Whitening:
     components : (d, r) V, orthonormal columns
     singular_values : (r,) Sigma, descending, of the scaled centred data
     basis : (n, r+1) U', orthonormal columns, the last one constant 1/sqrt(n)
+    dropped : the number of directions that are more than rounding and less than the tolerance of `whiten`: networks that read
+        them are not among those that a program on this basis stands for
     """
 
     mean: FloatArray
@@ -35,6 +37,7 @@ class Whitening:
     components: FloatArray
     singular_values: FloatArray
     basis: FloatArray
+    dropped: int = 0
 
     @property
     def samples(self) -> int:
@@ -106,5 +109,11 @@ def whiten(X: npt.ArrayLike, *, tolerance: float = 1e-10) -> Whitening:
     centred = np.where(spread > 0, centred / ratio, 0.0)
     left, values, right = np.linalg.svd(centred, full_matrices=False)
     rank = min(int(np.sum(values > tolerance * values[0])), len(data) - 1)
-    basis = np.column_stack([left[:, :rank], np.full(len(data), 1.0 / np.sqrt(len(data)))])
-    return Whitening(mean * magnitude, magnitude * ratio, np.ascontiguousarray(right[:rank].T), values[:rank], basis)
+    constant = np.full(len(data), 1.0 / np.sqrt(len(data)))
+    # Rounding tilts the vectors of small singular values towards the constant one: set them upright again.
+    upright = np.linalg.qr(np.column_stack([constant, left[:, :rank]]))[0][:, 1:]
+    upright *= np.sign(np.sum(upright * left[:, :rank], axis=0))
+    basis = np.column_stack([upright, constant])
+    rounding = max(data.shape) * float(np.finfo(np.float64).eps) * values[0]
+    dropped = int(np.sum((values > 4.0 * rounding) & (values <= tolerance * values[0])))
+    return Whitening(mean * magnitude, magnitude * ratio, np.ascontiguousarray(right[:rank].T), values[:rank], basis, dropped)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from convexbn import Conic, ConvexBNError, InputError, SolverUnavailable, enumerate_arrangements, fit_convex_bn, whiten
+from convexbn import Conic, ConvexBNError, InputError, SolverUnavailable, Squared, enumerate_arrangements, fit_convex_bn, whiten
 
 X = np.random.default_rng(0).standard_normal((8, 2))
 y = np.random.default_rng(1).standard_normal(8)
@@ -103,13 +103,25 @@ BAD = {
     "huge y": ({"y": 1e300 * y}, "y"),
     "tiny y": ({"y": 1e-300 * y}, "y"),
     "one huge target": ({"y": with_entry(y, 1e200)}, "y"),
+    "loss None": ({"loss": None}, "loss"),
+    "loss a number": ({"loss": 3}, "loss"),
+    "loss a class": ({"loss": Squared}, "loss"),
     "unknown loss": ({"loss": "mse"}, "loss"),
     "unknown solver": ({"solver": "NOPE"}, "solver"),
     "solver that takes no cones": ({"solver": "SCIPY"}, "solver"),
     "solver None": ({"solver": None}, "solver"),
     "solver a number": ({"solver": 3}, "solver"),
+    "solver a class": ({"solver": Conic}, "solver"),
+    "closed form where there is none": ({"solver": "closed form"}, "solver"),
     "unknown option of a solver": ({"solver": Conic("CLARABEL", {"nonsense": 1})}, "options"),
     "unknown arrangements": ({"arrangements": "some"}, "arrangements"),
+    "no arrangements": ({"arrangements": 0}, "arrangements"),
+    "less than no arrangements": ({"arrangements": -3}, "arrangements"),
+    "arrangements an array": ({"arrangements": np.ones((4, 8), dtype=bool)}, "arrangements"),
+    "arrangements of other samples": ({"arrangements": enumerate_arrangements(whiten(X[:7]).basis)}, "arrangements"),
+    "arrangements of other data": ({"arrangements": enumerate_arrangements(whiten(X[:, :1]).basis)}, "arrangements"),
+    "arrangements of as many other data": ({"arrangements": enumerate_arrangements(whiten(X**3).basis)}, "arrangements"),
+    "unknown arrangements that nobody needs": ({"X": np.eye(8), "solver": "auto", "arrangements": "some"}, "arrangements"),
     "arrangements None": ({"arrangements": None}, "arrangements"),
     "arrangements True": ({"arrangements": True}, "arrangements"),
     "arrangements a fraction": ({"arrangements": 2.5}, "arrangements"),
@@ -126,7 +138,8 @@ ADVICE = re.compile(
 def test_message_names_the_argument_and_says_what_to_do(name: str) -> None:
     overrides, argument = BAD[name]
     arguments: dict[str, Any] = {"X": X, "y": y, **CONIC, **overrides}
-    expected = SolverUnavailable if name in ("unknown solver", "solver that takes no cones") else InputError
+    unavailable = ("unknown solver", "solver that takes no cones", "closed form where there is none")
+    expected = SolverUnavailable if name in unavailable else InputError
     with pytest.raises(ConvexBNError) as caught:
         fit_convex_bn(arguments.pop("X"), arguments.pop("y"), **arguments)
     assert type(caught.value) is expected
@@ -181,6 +194,10 @@ ODD: dict[str, tuple[Any, Any, dict[str, Any], Callable[[], float]]] = {
     "constant columns beside good ones": (np.column_stack([np.ones(8), X, np.full(8, 0.1)]), y, {}, lambda: objective(X, y)),
     "a column of zeros": (np.column_stack([X, np.zeros(8)]), y, {}, lambda: objective(X, y)),
     "a column that is the sum of others": (np.column_stack([X, X.sum(axis=1)]), y, {}, lambda: objective(X, y)),
+    "beta beyond what solvers take": (X, y, {"beta": 1e300}, lambda: 0.5 * float(y @ y)),
+    "nearly collinear columns": (X @ [[1.0, 1.0], [0.0, 1e-8]], y, {}, lambda: objective(X, y)),
+    "targets that cancel": ([[0]] * 3 + [[1]] * 2, [0.1, 0.2, -0.3, 0.7, -0.7], {"beta": None}, lambda: 0.56),
+    "beta beyond what the closed form takes": ([[1.0], [5.0]], [3.0, -4.0], {"beta": 1e300}, lambda: 12.5),
     "targets in a column": (X, y[:, None], {}, lambda: objective(X, y)),
     "beta as a zero-dimensional array": (X, y, {"beta": np.float32(0.25)}, lambda: objective(X, y, beta=0.25)),
     "arrangements of the same data": (X, y, {"arrangements": enumerate_arrangements(whiten(X).basis)}, lambda: objective(X, y)),
@@ -195,3 +212,4 @@ def test_odd_but_right_input_has_the_right_answer(name: str) -> None:
     assert fit.certificate.objective == pytest.approx(expected(), rel=1e-7, abs=1e-15 * unit)
     assert fit.certificate.gap <= 1e-6 * fit.certificate.objective + 1e-15 * unit
     assert np.isfinite(fit.predict(data)).all()
+    assert f"{fit.certificate.objective:.10g}" in str(fit)

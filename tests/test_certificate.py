@@ -170,6 +170,22 @@ def test_garbage_for_a_dual_does_not_lift_the_bound_of_the_optimum(loss: Loss, k
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
+def test_numbers_that_a_broken_solver_leaves_are_passed_over(loss: Loss, number: float) -> None:
+    fit = solved(loss)[2]
+    broken = np.where(np.arange(10) == 3, number, fit.solution.dual)
+    certificate = judged(loss, fit.network, broken)
+    assert judged(loss, fit.network).bound <= certificate.bound <= fit.certificate.objective
+
+
+def test_dual_of_another_shape_is_refused() -> None:
+    fit = solved(LOSSES[0])[2]
+    for dual in (fit.solution.dual[:, None], fit.solution.dual[:-1], 0.1):
+        with pytest.raises(InputError, match=r"^dual has shape .*: pass one number for each target"):
+            judged(LOSSES[0], fit.network, dual)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
 def test_dual_of_the_certificate_is_feasible_and_gives_the_bound(loss: Loss) -> None:
     _, y, fit = solved(loss)
     dual = fit.certificate.dual
@@ -314,8 +330,26 @@ def test_estimate_lies_between_bound_and_objective(loss: Loss) -> None:
         assert certificate.estimated_gap <= certificate.relative_gap
 
 
+def test_all_patterns_of_other_data_prove_nothing() -> None:
+    X, y, fit = solved(LOSSES[0])
+    for other in (X[:, :1], X**3):
+        with pytest.raises(InputError, match=r"^arrangements are not known to be all those of X: make them"):
+            certify(X, y, fit.network, beta=0.3, arrangements=enumerate_arrangements(whiten(other).basis))
+    same = enumerate_arrangements(whiten(X @ [[2.0, 1.0], [0.0, -1e3]] + 5.0).basis)
+    assert certify(X, y, fit.network, beta=fit.program.beta, arrangements=same).accepts(1e-6)
+
+
 def test_patterns_of_other_samples_are_refused() -> None:
     X, y, fit = solved(LOSSES[0])
     other: Arrangements = sample_arrangements(whiten(X[:-1]).basis, 5)
     with pytest.raises(InputError, match=r"^arrangements are patterns of 9 samples, but X has 10: make them from this X"):
         certify(X, y, fit.network, beta=0.3, arrangements=other)
+
+
+def test_directions_that_whitening_drops_are_told():
+    generator = np.random.default_rng(0)
+    x, z = generator.standard_normal((2, 12))
+    y = generator.standard_normal(12)
+    nearly, exactly = np.column_stack([x, x + 1e-11 * z]), np.column_stack([x, x])
+    assert "nearly collinear" in str(fit_convex_bn(nearly, y, beta=0.3).certificate)
+    assert "nearly collinear" not in str(fit_convex_bn(exactly, y, beta=0.3).certificate)

@@ -140,7 +140,9 @@ def test_beta_max_is_the_threshold_of_the_zero_network(loss: Loss) -> None:
     above = fit_convex_bn(X, y, loss=loss, beta=1.01 * fit.beta_max, **CONIC)
     below = fit_convex_bn(X, y, loss=loss, beta=0.99 * fit.beta_max, **CONIC)
     assert above.certificate.objective == pytest.approx(origin, rel=1e-9)
-    np.testing.assert_allclose(above.predict(X), 0.0, atol=1e-6)
+    np.testing.assert_array_equal(above.predict(X), 0.0)
+    assert above.network.neurons == 0
+    assert above.certificate.relative_gap <= 1e-12
     assert below.certificate.objective < origin * (1.0 - 1e-5)
     assert np.max(np.abs(below.predict(X))) > 1e-3
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import LOSSES, degenerate_data, targets_for
 
-from convexbn import InputError, Loss, Network, recover, whiten
+from convexbn import InputError, Loss, Network, Squared, recover, whiten
 from convexbn.network import merge
 
 
@@ -225,3 +225,10 @@ def test_neuron_with_the_constant_direction_is_the_constant() -> None:
     assert network.gain == 0.0
     np.testing.assert_allclose(network.predict(X), 2.0, rtol=1e-14)
     np.testing.assert_allclose(network.on(X).predict(X), 2.0, rtol=1e-14)
+
+
+def test_targets_of_another_shape_are_refused():
+    X = np.random.default_rng(0).standard_normal((5, 2))
+    network = recover(whiten(X), np.ones((1, 3)), np.ones((1, 1)))
+    with pytest.raises(InputError, match="y has shape"):
+        network.objective(X, np.ones((5, 1)), Squared(), 0.1)

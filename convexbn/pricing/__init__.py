@@ -4,6 +4,10 @@ Over listed arrangements (`cells`) and at rank n - 1 it is known; over all arran
 bounds, which make estimates, and a relaxation finds upper bounds, which make proofs.
 """
 
+from dataclasses import replace
+
+import numpy as np
+
 from convexbn.arrangements import Arrangements
 from convexbn.pricing.boxes import bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
@@ -30,7 +34,17 @@ __all__ = [
 
 
 def price_dual(basis: FloatArray, v: FloatArray, arrangements: Arrangements | None) -> Price:
-    """An interval around h(V), V of shape (n,), over the given arrangements; None stands for all of them."""
+    """An interval around h(V), V of shape (n,), over the given arrangements; None stands for all of them.
+
+    A tiny or huge V is brought to unit size first, as h is homogeneous: its squares would vanish, and with them its price.
+    """
+    size = float(np.max(np.abs(v), initial=0.0))
+    unit = 1.0 if size == 0 or 1e-100 < size < 1e100 else float(np.ldexp(1.0, np.frexp(size)[1]))
+    price = _price_of_unit_size(basis, v / unit, arrangements)
+    return replace(price, upper=unit * price.upper, lower=unit * price.lower)
+
+
+def _price_of_unit_size(basis: FloatArray, v: FloatArray, arrangements: Arrangements | None) -> Price:
     if is_square(basis):
         return price_square(basis, v)
     if arrangements is None:

@@ -38,7 +38,9 @@ class ClosedForm:
         start = time.perf_counter()
         n, columns = program.basis.shape
         if not is_square(program.basis):
-            raise SolverUnavailable(f"the closed form needs centred data of rank n-1, here {n - 1}, not {columns - 1}: use solver='auto'")
+            raise SolverUnavailable(
+                f"solver 'closed form' needs centred data of rank n-1, here {n - 1}, not {columns - 1}: use solver='auto'"
+            )
         pull = -program.loss.gradient(np.zeros(n), program.y)
         groups = [(sign, _shrink(program.loss, program.y, program.beta, sign * pull > 0)) for sign in (1.0, -1.0)]
         found = [(sign, f) for sign, f in groups if np.any(f)]

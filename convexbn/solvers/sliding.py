@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from convexbn.validation import FloatArray, check_count, check_positive
 # How rough a round may be: the width of the smoothed kinks of ReLU (and of the loss, where it has any) shrinks from
 # FIRST_WIDTH by SHRINK a round down to LAST_WIDTH. Descent on the kinked objective itself jams on the first kink it meets.
 FIRST_WIDTH, SHRINK, LAST_WIDTH = 0.3, 0.5, 1e-4
+POLISH = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # at the end
 # New neurons are taken from the best of the search; two with a larger cosine count as one.
 COSINE = 0.99
 NEW = 64
@@ -86,8 +87,11 @@ class SlidingFrankWolfe:
                     break
                 if seconds > self.seconds or len(trace) >= self.rounds:
                     break
+            state.polish()
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
+        if trace:
+            trace[-1] = replace(trace[-1], objective=state.lowest * unit**2, gap=state.gap, neurons=len(state.best.outputs))
         return Solution(
             state.best.directions,
             unit * state.best.outputs,
@@ -204,6 +208,13 @@ class _State:
         features = np.maximum(self.basis @ directions.T, 0.0)
         outputs = fit_amplitudes(features, self.y, outputs, self.beta, self.smooth_loss(width))
         self.accept(_Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0))
+
+    def polish(self) -> None:
+        """Descend once more from the best neurons with ever sharper kinks: the last digits, which rounds don't pay for."""
+        self.neurons = self.best
+        for width in POLISH:
+            if len(self.best.outputs):
+                self.accept(_Neurons(*slide(self.basis, self.y, *self.best, self.beta, self.smooth_loss(width), width, steps=300)))
 
     def slide(self, width: float) -> None:
         """Descend on directions and outputs together, then merge neurons as far as that costs little of the gap."""

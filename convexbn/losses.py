@@ -228,7 +228,7 @@ class Logistic:
             t = np.exp(q)
             change = (q + np.logaddexp(0.0, start + t) - target) / (1.0 + _sigmoid(start + t) * t)
             q = q - change
-            if np.max(np.abs(change), initial=0.0) <= 1e-15 * (1.0 + abs(target)):
+            if np.all(np.abs(change) <= 1e-15 * (1.0 + abs(target) + np.abs(start))):
                 break
         moved: FloatArray = y * (start + np.exp(q))
         return moved

@@ -59,11 +59,17 @@ def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> P
 
 
 def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: FloatArray, opening: FloatArray) -> Price:
-    multipliers = cone_multipliers(cone, centre, opening)
-    projection = centre + cone.T @ multipliers
-    norm = float(np.linalg.norm(projection))
-    upper = norm + float((np.abs(v) + multipliers) @ opening)
-    direction = projection / norm if norm > 0 else projection
+    """The price of one cone and sign; heavier penalties on the multipliers while the margin is what makes the bound loose."""
+    upper, direction = np.inf, np.zeros(len(centre))
+    for weight in (1.0, 1e1, 1e2, 1e3, 1e4):
+        multipliers = cone_multipliers(cone, centre, weight * opening)
+        projection = centre + cone.T @ multipliers
+        norm, margin = float(np.linalg.norm(projection)), float((np.abs(v) + multipliers) @ opening)
+        if weight == 1.0 and norm > 0:
+            direction = projection / norm
+        upper = min(upper, norm + margin)
+        if margin <= 1e-6 * np.linalg.norm(centre):
+            break
     return _evaluated(basis, v, direction, upper)
 
 

@@ -37,7 +37,8 @@ STATUSES = {
 }
 
 # Settings to try in turn, unless `options` says otherwise: a solver's own defaults are loose to certify by, but an
-# interior-point method that is asked for more than float64 gives breaks down, on exponential cones first.
+# interior-point method that is asked for more than float64 gives breaks down or ends inaccurate, on exponential cones first.
+# No setting is always the best: of those that end, the neurons with the lowest objective are kept.
 ATTEMPTS: dict[str, tuple[dict[str, Any], ...]] = {
     "CLARABEL": (
         {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10},
@@ -92,31 +93,31 @@ class Conic:
         started = time.perf_counter()
         problem, link = _formulate(cp, program, unit, f, weights)
         formulated = time.perf_counter() - started
-        status = self._run(cp, problem)
+        status, best = Status.NUMERICAL, None
+        for settings in ATTEMPTS.get(self.name, ({},)):
+            status = self._attempt(cp, problem, {**settings, **self.options})
+            if weights.value is not None and status in self.accept:
+                found = _neurons(unit * weights.value.reshape(-1, program.basis.shape[1]))
+                dual = None if link.dual_value is None else unit * link.dual_value
+                value = _objective(program, *found)
+                best = (value, status, found, dual) if best is None or value < best[0] else best
+            if status not in (Status.NUMERICAL, Status.INACCURATE):
+                break
         seconds = time.perf_counter() - started
-        if status not in self.accept or weights.value is None:
+        if best is None:
             raise SolverError(f"{self.name}: {status.value} (it said {problem.status!r})", status)
-        directions, outputs = _neurons(unit * weights.value.reshape(-1, program.basis.shape[1]))
+        _, status, (directions, outputs), dual = best
         compiled = formulated + float(problem.compilation_time or 0.0)
         return Solution(
             directions,
             outputs,
             status,
             self.name,
-            dual=None if link.dual_value is None else unit * link.dual_value,
+            dual=dual,
             iterations=int(problem.solver_stats.num_iters or 0),
             compile_seconds=compiled,
             solve_seconds=seconds - compiled,
         )
-
-    def _run(self, cp: Any, problem: Any) -> Status:
-        """Solve with the first settings that don't break down numerically; a limit of the caller's is spent once."""
-        status = Status.NUMERICAL
-        for settings in ATTEMPTS.get(self.name, ({},)):
-            status = self._attempt(cp, problem, {**settings, **self.options})
-            if status is not Status.NUMERICAL:
-                break
-        return status
 
     def _attempt(self, cp: Any, problem: Any, settings: Mapping[str, Any]) -> Status:
         try:
@@ -190,6 +191,12 @@ def conic_matrices(program: Program) -> tuple[Any, Any]:
     starts = np.arange(blocks * width + 1) * n
     cones = sparse.csc_array((values, rows, starts), shape=(blocks * n, blocks * width))
     return forward, cones
+
+
+def _objective(program: Program, directions: FloatArray, outputs: FloatArray) -> float:
+    """The objective of the neurons as a network: ReLU, not the arrangements that the solver assumed."""
+    predictions = np.maximum(program.basis @ directions.T, 0.0) @ outputs[:, 0]
+    return program.loss.value(predictions, program.y) + program.beta * float(np.sum(np.abs(outputs)))
 
 
 def _neurons(weights: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -94,7 +94,7 @@ def draw(results: list[tuple[str, Fit, list[TrainingRun], np.ndarray]], path: Pa
     for panel in axes[-1]:
         panel.set_xlabel("time (s)")
     for panel in axes[:, 0]:
-        panel.set_ylabel("objective (% of optimum)")
+        panel.set_ylabel("objective (% of the estimated optimum)", fontsize=8.5)
     figure.suptitle("Blue: convexbn. Orange: 20 starts of Adam at their best rate. Dashed: proved bound.", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)

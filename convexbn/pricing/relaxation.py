@@ -17,7 +17,7 @@ TEMPERATURES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 Bounds = list[Any]
 
 
-class Smoothed(NamedTuple):
+class SmoothBound(NamedTuple):
     """A smoothed bound with its gradients in the dual point v and in the multipliers x."""
 
     value: float
@@ -101,7 +101,7 @@ class Relaxation:
         rounding = 8.0 * terms * float(np.finfo(np.float64).eps) * (size + float(np.linalg.norm(matrix)))
         return largest + constant + rounding
 
-    def smoothed(self, v: FloatArray, x: FloatArray, temperature: float) -> Smoothed:
+    def smoothed(self, v: FloatArray, x: FloatArray, temperature: float) -> SmoothBound:
         """T log tr exp((H + z e_0 e_0^T) / T) - z/2 + const, an upper bound as well, with its gradients."""
         matrix, constant, _ = self._lift(v, x)
         a, k, c = self._split(x)
@@ -120,7 +120,7 @@ class Relaxation:
         by_k = 0.5 * v[falling] * (square[falling] / height - c * t[falling])
         by_c = 0.5 * v[falling] * (1.0 - k) * t[falling]
         value = float(values[-1]) + temperature * float(np.log(total)) + constant
-        return Smoothed(value, by_v, np.concatenate([by_a, by_k, by_c, [density[0, 0] - 0.5]]))
+        return SmoothBound(value, by_v, np.concatenate([by_a, by_k, by_c, [density[0, 0] - 0.5]]))
 
     @property
     def _signs(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,12 @@ def test_the_demo_draws_a_picture(demo):
 
 def test_an_interrupt_leaves_one_line(tmp_path):
     process = subprocess.Popen(
-        command("demo.py", "--output", str(tmp_path)), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("demo.py", "--output", str(tmp_path)),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are born deaf to it
     )
     assert process.stdout is not None
     while "ReLU network" not in process.stdout.readline():

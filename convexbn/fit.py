@@ -182,13 +182,12 @@ def choose_arrangements(arrangements: str | int | Arrangements, whitening: White
         if arrangements.active.shape[1] != whitening.samples or (arrangements.complete and not arrangements.fits(whitening.basis)):
             raise InputError("arrangements are patterns of other data: make them by enumerate_arrangements(whiten(X).basis)")
         return arrangements
-    if isinstance(arrangements, (int, np.integer)) and not isinstance(arrangements, bool):
+    check_word(arrangements)
+    if not isinstance(arrangements, str):
         return sample_arrangements(whitening.basis, check_count(arrangements, "arrangements"), seed=seed)
-    if arrangements == "all" or (arrangements == "auto" and _few(whitening)):
+    if arrangements == "all" or _few(whitening):
         return enumerate_arrangements(whitening.basis)
-    if arrangements == "auto":
-        return sample_arrangements(whitening.basis, SAMPLE_SIZE, seed=seed)
-    raise InputError(f"arrangements = {arrangements!r} must be 'auto', 'all', a number of arrangements to sample, or Arrangements")
+    return sample_arrangements(whitening.basis, SAMPLE_SIZE, seed=seed)
 
 
 def check_word(arrangements: Any) -> None:

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
-from convexbn.pricing import Price, bound_by_boxes, bound_by_relaxation, is_square, price_dual
+from convexbn.pricing import Price, bound_by_boxes, bound_by_relaxation, bound_by_tree, is_square, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
-# Branch and bound on boxes begins where the relaxation leaves a larger gap, and ends where the dimension is beyond it.
-BOX_GAP = 1e-3
+# Branch and bound begins where the relaxation leaves a larger gap; boxes cover no more than so many dimensions.
+PROOF_GAP = 1e-3
 BOX_COLUMNS = 8
 
 
@@ -39,8 +39,8 @@ class Certificate:
     bound : the dual value, a lower bound on the optimum
     evidence : over all arrangements and every width, over a sample of arrangements, or only estimated
     scope : the arrangements that were priced, for people to read
-    price : an upper bound on h(V), the largest |V^T (U's)_+| over those arrangements, before V was scaled
-    dual : (n,) the feasible dual point t V of the bound
+    price : an upper bound on h(V), the largest ||V^T (U's)_+|| over those arrangements, before V was scaled
+    dual : of the shape of y; the feasible dual point t V of the bound
     estimate : the bound if the hardest neuron that a local search found is the hardest one; above `bound` where the proof is loose
     """
 
@@ -95,7 +95,7 @@ def certify(
 ) -> Certificate:
     """Bound the distance of any network to the global optimum of  L(f(X), y) + (beta/2) sum_j (g_j^2 + a_j^2 + ||v_j||^2).
 
-    Weak duality: with h(V) = max over ||s|| <= 1 of |V^T (U's)_+|, every t V with t h(V) <= beta has -L*(-t V) <= optimum. V is
+    Weak duality: with h(V) = max over ||s|| <= 1 of ||V^T (U's)_+||, every t V with t h(V) <= beta has -L*(-t V) <= optimum. V is
     minus the gradient of the loss at the network's outputs, t the best admissible scale. Over all arrangements h(V) is known
     at rank n - 1 and where they are listed, and else bounded from above by a relaxation, for which a better V is looked for as
     well, and by branch and bound for up to 7 features: the bound is proved, and less tight for small beta. Over a sample, to
@@ -105,11 +105,11 @@ def certify(
     Parameters
     ----------
     X : (n, d) training data, raw
-    y : (n,) targets
+    y : (n,) targets, or (n, C) for C outputs
     network : of any origin; `from_torch` reads one that somebody else has trained
     beta, loss : the objective's
     arrangements : of the whitened X, to be listed one by one; None stands for all of them
-    dual : (n,) another candidate for V, for losses with kinks whose gradient says little; it is checked, not believed
+    dual : of the shape of y; another candidate for V, for losses with kinks whose gradient says little; it is checked, not believed
     seconds : for branch and bound, where the relaxation leaves a relative gap above 1e-3
 
     Raises
@@ -126,7 +126,7 @@ def certify(
     whitening = whiten(data)
     _check_basis(whitening, data)
     objective = network.objective(data, targets, the_loss, beta)
-    evidence, scope = _evidence(whitening.basis, arrangements)
+    evidence, scope = _evidence(whitening.basis, targets, arrangements)
     if whitening.dropped:
         scope += f", for networks that don't read the {whitening.dropped} nearly collinear direction(s) of X that whitening drops"
     if arrangements is not None and arrangements.active.shape[1] != len(data):
@@ -140,7 +140,7 @@ def certify(
         candidates += _usable(dual, targets)
     judge = _Judge(whitening.basis, targets, the_loss, beta, arrangements, network.on(data), data)
     found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
-    if arrangements is None and not is_square(whitening.basis):
+    if arrangements is None and not is_square(whitening.basis, targets):
         found = judge.tightened(found, objective, seconds)
     estimate = min(objective, judge.best_estimate)
     return Certificate(objective, found.proved, evidence, scope, found.price.upper, found.dual, max(found.proved, estimate))
@@ -154,8 +154,8 @@ def _usable(dual: FloatArray, y: FloatArray) -> list[FloatArray]:
     return [point] if np.isfinite(point).all() and np.max(np.abs(point)) <= LARGEST_TARGET else []
 
 
-def _evidence(basis: FloatArray, arrangements: Arrangements | None) -> tuple[Evidence, str]:
-    if is_square(basis):
+def _evidence(basis: FloatArray, y: FloatArray, arrangements: Arrangements | None) -> tuple[Evidence, str]:
+    if is_square(basis, y):
         return Evidence.PROVED, "all arrangements, in closed form (rank n - 1)"
     if arrangements is None:
         return Evidence.PROVED, "all arrangements, none of them listed"
@@ -209,23 +209,34 @@ class _Judge:
         return _Bound(proved, scale * v, price)
 
     def tightened(self, found: _Bound, objective: float, seconds: float) -> _Bound:
-        """The best bound after a better dual point for the relaxation, then boxes around the point with the best estimate."""
-        price, other = found.price, found.price.opposite
-        assert self.best is not None
-        assert other is not None
-        highest, lowest = (price.direction, other) if price.sign > 0 else (other, price.direction)
-        v = improve_dual(self.basis, self.y, self.loss, self.beta, found.dual, highest, lowest, self.mass)
-        improved = replace(price, upper=bound_by_relaxation(self.basis, v, highest, lowest))
+        """The best bound after a better dual point for the relaxation, and after branch and bound where that isn't enough."""
+        price = found.price
+        v = improve_dual(self.basis, self.y, self.loss, self.beta, found.dual, price.directions, price.outputs, self.mass)
+        if self.y.ndim > 1:
+            return max(found, self.scaled(v, price_everywhere(self.basis, v, seconds=seconds)), key=lambda bound: bound.proved)
+        improved = replace(price, upper=bound_by_relaxation(self.basis, v, price.directions, price.outputs))
         found = max(found, self.scaled(v, improved), key=lambda bound: bound.proved)
-        if self.basis.shape[1] <= BOX_COLUMNS and objective - found.proved > BOX_GAP * objective and seconds > 0:
-            v, price = self.best
-            sides = (bound_by_boxes(self.basis, side, price.lower, tolerance=0.5 * BOX_GAP, seconds=0.5 * seconds) for side in (v, -v))
-            found = max(found, self.scaled(v, replace(price, upper=max(sides))), key=lambda bound: bound.proved)
+        if objective - found.proved > PROOF_GAP * objective and seconds > 0:
+            found = max(found, self._by_search(found, seconds), key=lambda bound: bound.proved)
         return found
 
+    def _by_search(self, found: _Bound, seconds: float) -> _Bound:
+        """Branch and bound: on boxes at the point with the best estimate, or, for more columns, on the sphere at the best bound."""
+        assert self.best is not None
+        if self.basis.shape[1] <= BOX_COLUMNS:
+            v, price = self.best
+            sides = (bound_by_boxes(self.basis, side, price.lower, tolerance=0.5 * PROOF_GAP, seconds=0.5 * seconds) for side in (v, -v))
+            return self.scaled(v, replace(price, upper=max(sides)))
+        price = price_dual(self.basis, found.dual, None)
+        upper = bound_by_tree(
+            self.basis, found.dual, price.directions, price.outputs, price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds
+        )
+        return self.scaled(found.dual, replace(price, upper=upper))
+
     def _own(self, v: FloatArray) -> float:
-        """The largest |v^T (U's)_+| / ||s|| of the network's neurons."""
-        return float(np.max(np.abs(v @ self.activations) / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
+        """The largest ||v^T (U's)_+|| / ||s|| of the network's neurons."""
+        worths = np.linalg.norm(self.activations.T @ v.reshape(len(v), -1), axis=1)
+        return float(np.max(worths / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
 
     def _best_scale(self, v: FloatArray, price: float) -> tuple[float, float]:
         """The t >= 0 with t `price` <= beta and a large -L*(-t v), and that value: concave in t, and any t is valid."""

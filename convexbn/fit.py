@@ -60,7 +60,10 @@ class Fit:
     seconds: Mapping[str, float] = field(repr=False)
 
     def predict(self, X: npt.ArrayLike) -> FloatArray:
-        """Outputs (k,) for the rows of X (k, d), with the training statistics; for logistic and hinge loss their sign is the label."""
+        """Outputs (k,), or (k, C), for the rows of X (k, d), with the training statistics.
+
+        For logistic and hinge loss their sign is the label, for softmax loss the largest one.
+        """
         return self.network.predict(X)
 
     def to_torch(self, *, dtype: torch.dtype | None = None) -> torch.nn.Sequential:
@@ -72,7 +75,7 @@ class Fit:
         n, rank = len(program.y), self.whitening.rank
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         arrangements = program.arrangements if program.arrangements is not None else "all of them, none had to be listed"
-        known = "the estimated" if program.arrangements is None and not is_square(program.basis) else "the"
+        known = "the estimated" if program.arrangements is None and not is_square(program.basis, program.y) else "the"
         features = self.network.weights.shape[1]
         fraction = f"{program.beta / self.beta_max:.3g} of {known} beta_max {self.beta_max:.6g}" if self.beta_max > 0 else "beta_max is 0"
         lines = [
@@ -103,7 +106,7 @@ def fit_convex_bn(
 ) -> Fit:
     """Train a two-layer ReLU network with batch normalisation and weight decay to the optimum of
 
-        min  L( sum_j (BN_{g_j,a_j}(X w_j))_+ v_j, y ) + (beta/2) sum_j ( g_j^2 + a_j^2 + v_j^2 )
+        min  L( sum_j (BN_{g_j,a_j}(X w_j))_+ v_j^T, y ) + (beta/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 )
 
     by its equivalent convex program, and certify it. L is a sum over samples; BN divides by the l2 norm over the full batch and
     has no epsilon (`docs/conventions.md` has PyTorch's scaling beside it). Source: Ergen et al. 2022.
@@ -111,9 +114,9 @@ def fit_convex_bn(
     Parameters
     ----------
     X : (n, d) real numbers, n >= 2
-    y : (n,) targets; -1 and +1 for logistic and hinge loss
+    y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
     beta : absolute; None takes 0.1 `beta_max`
-    loss : "squared", "logistic", "hinge", "huber", or a `Loss` such as `Huber(delta=0.5)`
+    loss : "squared", "logistic", "hinge", "huber", "softmax", or a `Loss` such as `Huber(delta=0.5)`
     arrangements : "auto" and "all" stand for all of them; a number for a sample of that size; or `Arrangements`. Only conic solvers
         need a list: "auto" then samples 50 where Cover's bound is above 1000, "all" insists
     solver : "auto" takes the closed form at rank n - 1, Clarabel where arrangements are given or at most 1000, and else sliding
@@ -136,7 +139,7 @@ def fit_convex_bn(
         data, the_loss, targets, whitening = _prepare(X, y, loss)
     with _stage("arrange", seconds, verbose):
         check_word(arrangements)
-        the_solver = choose_solver(solver, arrangements, whitening, seed=seed, verbose=verbose)
+        the_solver = choose_solver(solver, arrangements, whitening, targets, seed=seed, verbose=verbose)
         listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
         chosen = choose_arrangements(arrangements, whitening, seed=seed) if listed else None
         largest = _beta_max(whitening, targets, the_loss, chosen)
@@ -160,13 +163,13 @@ def beta_max(
     arrangements: str | int | Arrangements = "auto",
     seed: int = 0,
 ) -> float:
-    """The smallest beta for which the zero network is optimal, h(V) at V = -grad L(0): max over ||s|| <= 1 of |V^T (U's)_+|.
+    """The smallest beta for which the zero network is optimal, h(V) at V = -grad L(0): max over ||s|| <= 1 of ||V^T (U's)_+||.
 
     Exact at rank n - 1 and over arrangements that are listed; over a sample it is that sample's. Over all of them, where they are
     too many to list, it is estimated by local search, from below. Parameters as in `fit_convex_bn`.
     """
     _, the_loss, targets, whitening = _prepare(X, y, loss)
-    unlisted = is_square(whitening.basis) or (arrangements in ("auto", "all") and not _few(whitening))
+    unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and (targets.ndim > 1 or not _few(whitening)))
     chosen = None if unlisted else choose_arrangements(arrangements, whitening, seed=seed)
     return _beta_max(whitening, targets, the_loss, chosen)
 
@@ -199,19 +202,38 @@ def check_word(arrangements: Any) -> None:
 
 
 def choose_solver(
-    solver: str | Solver, arrangements: str | int | Arrangements, whitening: Whitening, *, seed: int = 0, verbose: bool = False
+    solver: str | Solver,
+    arrangements: str | int | Arrangements,
+    whitening: Whitening,
+    y: FloatArray,
+    *,
+    seed: int = 0,
+    verbose: bool = False,
 ) -> Solver:
     """The solver that the arguments of `fit_convex_bn` stand for."""
+    listed = arrangements not in ("auto", "all")
+    if listed and y.ndim > 1:
+        raise InputError(f"arrangements are given, but y has {y.shape[1]} outputs: with several, all arrangements are solved, unlisted")
     if not isinstance(solver, str):
         if isinstance(solver, type) or not hasattr(solver, "solve"):
             raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
-        return solver
-    if solver == "auto":
-        listed = arrangements not in ("auto", "all")
-        solver = "closed form" if is_square(whitening.basis) else "CLARABEL" if listed or _few(whitening) else "sliding"
-    if solver == "closed form":
+        chosen = solver
+    else:
+        chosen = _named_solver(solver, listed, whitening, y, seed, verbose)
+    if listed and isinstance(chosen, SlidingFrankWolfe):
+        raise InputError(
+            "arrangements are given, but the solver 'sliding' solves over all of them: leave them out, or take solver='CLARABEL'"
+        )
+    return chosen
+
+
+def _named_solver(name: str, listed: bool, whitening: Whitening, y: FloatArray, seed: int, verbose: bool) -> Solver:
+    if name == "auto":
+        few = y.ndim == 1 and (listed or _few(whitening))
+        name = "closed form" if is_square(whitening.basis, y) else "CLARABEL" if few else "sliding"
+    if name == "closed form":
         return ClosedForm()
-    return SlidingFrankWolfe(seed=seed, verbose=verbose) if solver == "sliding" else Conic(solver)
+    return SlidingFrankWolfe(seed=seed, verbose=verbose) if name == "sliding" else Conic(name)
 
 
 def _prepare(X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss) -> tuple[FloatArray, Loss, FloatArray, Whitening]:
@@ -223,22 +245,22 @@ def _prepare(X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss) -> tuple[Floa
 
 def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None) -> float:
     """The smallest beta with the zero network as optimum; 0 where it is nothing but rounding."""
-    pull = -loss.gradient(np.zeros(len(y)), y)
+    pull = -loss.gradient(np.zeros(y.shape), y)
     price = _price_of(pull, whitening, arrangements)
     return price if price > ROUNDING * np.linalg.norm(pull) else 0.0
 
 
 def _price_of(pull: FloatArray, whitening: Whitening, arrangements: Arrangements | None) -> float:
-    if arrangements is None and not is_square(whitening.basis):
+    if arrangements is None and (not is_square(whitening.basis, pull)):
         starts = random_directions(256, whitening.rank + 1, (0,))
-        return float(np.max(evolve(whitening.basis, pull[:, None], starts, seed=(0,), children=64, generations=4)[1]))
+        return float(np.max(evolve(whitening.basis, pull.reshape(len(pull), -1), starts, seed=(0,), children=64, generations=4)[1]))
     return price_dual(whitening.basis, pull, arrangements).lower
 
 
 def _nothing(program: Program) -> Solution:
     """The zero network, which is optimal from beta_max on: there solvers would only meet bad scaling."""
     dual = -program.loss.gradient(np.zeros(program.y.shape), program.y)
-    empty = np.zeros((0, program.basis.shape[1])), np.zeros((0, 1))
+    empty = np.zeros((0, program.basis.shape[1])), np.zeros((0, program.y.reshape(len(program.y), -1).shape[1]))
     return Solution(*empty, Status.OPTIMAL, "none, as beta is at least beta_max", dual=dual)
 
 

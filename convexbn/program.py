@@ -21,6 +21,9 @@ class Program:
     L is a sum over samples, ||.|| Euclidean. Over all arrangements its optimum is that of the network problem for every
     width from n + 1 on; over a sample of arrangements it is an upper bound (Ergen et al. 2022, Theorem 2.2).
 
+    With C outputs and all arrangements, unlisted, it stands for  min L( (U'S)_+ W, y ) + beta sum_j ||s_j|| ||w_j||  over neurons
+    S (m, r+1), W (m, C) of every width m; on a list that penalty has no conic form of fixed size.
+
     Attributes
     ----------
     basis : (n, r+1) U', orthonormal columns
@@ -40,6 +43,11 @@ class Program:
         check_positive(self.beta, "beta")
         if self.y.ndim not in (1, 2) or len(self.y) != len(self.basis):
             raise InputError(f"y has shape {self.y.shape}, but the basis has {len(self.basis)} rows: they must be equal in number")
+        if self.arrangements is not None and self.y.ndim > 1:
+            raise InputError(
+                f"arrangements are listed, but y has {self.y.shape[1]} outputs, for which a list makes no convex program of fixed size: "
+                "leave them unlisted and use the solver 'sliding'"
+            )
         if self.arrangements is not None and self.arrangements.active.shape[1:] != (len(self.basis),):
             raise InputError(
                 f"arrangements are patterns of {self.arrangements.active.shape[1]} samples, but the basis has {len(self.basis)} rows: "
@@ -75,5 +83,5 @@ class Program:
         return self.loss.value(self.forward(weights), self.y) + penalty
 
     def dual_objective(self, v: FloatArray) -> float:
-        """-L*(-v), shape (n,): a lower bound on the optimum where max over the cones and ||s|| <= 1 of |v^T D_i U's| <= beta."""
+        """-L*(-v), v of the shape of y: a lower bound on the optimum where h(v) = max over the cones, ||s|| <= 1, of ||v^T D_i U's|| <= beta."""
         return -self.loss.conjugate(-v, self.y)

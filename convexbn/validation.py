@@ -76,12 +76,12 @@ def check_data(X: Any, *, samples: int = 2) -> FloatArray:
 
 
 def check_targets(y: Any, samples: int) -> FloatArray:
-    """Return `y` as a float64 vector (n,) of finite numbers whose squares float64 can hold, or raise `InputError`."""
+    """Return `y` as finite numbers (n,), or (n, C) for C >= 2 outputs, whose squares float64 can hold, or raise `InputError`."""
     array = real_array(y, "y")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if array.ndim != 1:
-        raise InputError(f"y has shape {array.shape}, not ({samples},): pass one target for each sample")
+    if array.ndim not in (1, 2) or 0 in array.shape[1:]:
+        raise InputError(f"y has shape {array.shape}, not ({samples},) or ({samples}, outputs): pass one row for each sample")
     if len(array) != samples:
         raise InputError(f"y has {len(array)} targets, but X has {samples} samples: pass one target for each sample")
     largest = float(np.max(np.abs(array), initial=0.0))

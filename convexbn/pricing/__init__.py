@@ -13,7 +13,9 @@ from convexbn.pricing.boxes import bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.everywhere import bound_by_relaxation, price_everywhere
 from convexbn.pricing.local import climb, evolve, local_search, random_directions
+from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
+from convexbn.pricing.tree import bound_by_tree
 from convexbn.validation import FloatArray
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Relaxation",
     "bound_by_boxes",
     "bound_by_relaxation",
+    "bound_by_tree",
+    "bound_over_outputs",
     "climb",
     "evolve",
     "is_square",
@@ -34,7 +38,7 @@ __all__ = [
 
 
 def price_dual(basis: FloatArray, v: FloatArray, arrangements: Arrangements | None) -> Price:
-    """An interval around h(V), V of shape (n,), over the given arrangements; None stands for all of them.
+    """An interval around h(V), V of shape (n,) or (n, C), over the given arrangements; None stands for all of them.
 
     A tiny or huge V is brought to unit size first, as h is homogeneous: its squares would vanish, and with them its price.
     """
@@ -45,7 +49,7 @@ def price_dual(basis: FloatArray, v: FloatArray, arrangements: Arrangements | No
 
 
 def _price_of_unit_size(basis: FloatArray, v: FloatArray, arrangements: Arrangements | None) -> Price:
-    if is_square(basis):
+    if is_square(basis, v):
         return price_square(basis, v)
     if arrangements is None:
         return price_everywhere(basis, v)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,22 +12,20 @@ from convexbn.validation import BoolArray, FloatArray
 
 @dataclass(frozen=True)
 class Price:
-    """An interval around h(V) and the neuron at its lower end.
+    """An interval around h(V) and the neurons at its lower end.
 
     Attributes
     ----------
     upper : proved, over the arrangements that were priced
-    lower : |V^T (U's)_+| of `direction`; as an estimate of h(V) it rests on the search that found the direction
-    direction : (r+1,) s, of norm 1, or 0 where nothing has a price
-    sign : +1 or -1, the sign of V^T (U's)_+
-    opposite : (r+1,) the best direction found for the other sign, where one was looked for
+    lower : ||V^T (U's)_+|| of the first neuron; as an estimate of h(V) it rests on the search that found it
+    directions : (k, r+1) s of norm 1, or 0 where nothing has a price; the best first, then others that a better V has to mind
+    outputs : (k, C) the unit w for which w^T V^T (U's)_+ is large; +1 or -1 for one output
     """
 
     upper: float
     lower: float
-    direction: FloatArray
-    sign: float
-    opposite: FloatArray | None = None
+    directions: FloatArray
+    outputs: FloatArray
 
 
 def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> Price:
@@ -48,7 +46,7 @@ def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> P
     centres = (active * v) @ basis
     length = np.linalg.norm(centres, axis=1)
     margin = float(np.abs(v) @ opening)
-    best = Price(0.0, 0.0, np.zeros(basis.shape[1]), 1.0)
+    best = Price(0.0, 0.0, np.zeros((1, basis.shape[1])), np.ones((1, 1)))
     for i in np.argsort(-length):
         if length[i] + margin <= best.upper:
             break
@@ -114,15 +112,15 @@ def price_square(basis: FloatArray, v: FloatArray) -> Price:
 
 def _evaluated(basis: FloatArray, v: FloatArray, direction: FloatArray, upper: float) -> Price:
     worth = float(v @ np.maximum(basis @ direction, 0.0))
-    return Price(upper, abs(worth), direction, -1.0 if worth < 0 else 1.0)
+    return Price(upper, abs(worth), direction[None], np.array([[-1.0 if worth < 0 else 1.0]]))
 
 
 def _dearer(one: Price, other: Price) -> Price:
     """The union of two intervals: the larger upper bound, and the neuron with the larger worth."""
     winner = one if one.lower >= other.lower else other
-    return Price(max(one.upper, other.upper), winner.lower, winner.direction, winner.sign)
+    return replace(winner, upper=max(one.upper, other.upper))
 
 
-def is_square(basis: FloatArray) -> bool:
-    """Whether the centred data have rank n - 1, so that `price_square` holds."""
-    return bool(basis.shape[0] == basis.shape[1])
+def is_square(basis: FloatArray, v: FloatArray) -> bool:
+    """Whether the centred data have rank n - 1 and v is one column, so that `price_square` holds."""
+    return basis.shape[0] == basis.shape[1] and v.ndim == 1

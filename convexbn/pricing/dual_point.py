@@ -20,51 +20,59 @@ def improve_dual(
     loss: Loss,
     beta: float,
     v: FloatArray,
-    highest: FloatArray,
-    lowest: FloatArray,
+    directions: FloatArray,
+    outputs: FloatArray,
     mass: float,
     *,
     steps: int = 100,
 ) -> FloatArray:
-    """Maximise -L*(-V) subject to R(V) <= beta, in V and in the multipliers of R at once: the best bound that R can prove.
+    """Maximise -L*(-V) subject to R(V w_k) <= beta for each k, in V and in the multipliers of R at once.
 
-    R(V) is the larger of the relaxations of V and -V, convex in V. At the residual it charges for directions that the program
-    never needed; a V that lowers it there costs little. The constraint enters as the exact penalty (1.5 mass) (R(V) - beta)_+,
-    mass = sum_j ||s_j|| ||w_j|| being the multiplier of h(V) <= beta at the optimum. All maxima are smoothed at falling
-    temperatures; L-BFGS keeps V in the domain of the conjugate and each V_i on its side of 0, where R is smooth. The result is
-    a suggestion, valid like any V.
+    R is the relaxation, convex in V; the w_k are the output directions that matter, for one output +1 and -1. At the residual R
+    charges for neurons that the program never needed; a V that lowers it there costs little. The constraint enters as the exact
+    penalty (1.5 mass) (max_k R(V w_k) - beta)_+, mass = sum_j ||s_j|| ||w_j|| being the multiplier of h(V) <= beta at the
+    optimum. All maxima are smoothed at falling temperatures. L-BFGS keeps V in the domain of the conjugate where that is a box, and
+    V stays as it is where not (softmax); with one output each V_i stays on its side of 0, where R is smooth. The result is a
+    suggestion, valid like any V.
 
     Parameters
     ----------
-    basis, y, loss, beta : the program's
-    v : (n,) where to begin, best minus the gradient of the loss at the optimum
-    highest, lowest : (r+1,) directions of the largest and the smallest v^T (U's)_+
+    basis, y, loss, beta : the program's, y of shape (n,) or (n, C)
+    v : of the shape of y; where to begin, best minus the gradient of the loss at the optimum
+    directions, outputs : (K, r+1) s_k and unit w_k (K, C), each s_k best a local maximiser of (V w_k)^T (U's)_+
     mass : sum_j ||s_j|| ||w_j|| of a good network
     """
-    from scipy.optimize import minimize
+    from scipy.optimize import Bounds, minimize
 
-    n = len(v)
-    up, down = Relaxation(basis, v > 0), Relaxation(basis, v <= 0)
-    (x_up, box_up), (x_down, box_down) = up.start(highest), down.start(lowest)
-    low, high = -loss.project(np.full(n, BEYOND), y), -loss.project(np.full(n, -BEYOND), y)
-    side = [(max(a, 0.0), b) if positive else (a, min(b, 0.0)) for a, b, positive in zip(low / beta, high / beta, v > 0, strict=True)]
+    size, count = v.size, len(outputs)
+    relaxation = Relaxation(basis)
+    starts = [relaxation.start(direction) for direction in directions]
+    low, high = (-loss.project(np.full(y.shape, sign * BEYOND), y).ravel() / beta for sign in (1.0, -1.0))
+    if np.any(low >= high):  # a simplex, that of softmax: there is no box to descend in
+        return v
+    if y.ndim == 1:
+        low, high = np.where(v > 0, np.maximum(low, 0.0), low), np.where(v > 0, high, np.minimum(high, 0.0))
     reference = abs(loss.conjugate(-v, y)) or 1.0
     weight = 1.5 * beta * mass
 
     def descend(temperature: float, point: FloatArray) -> tuple[float, FloatArray]:
-        unit, rest = point[:n], point[n:]
-        above, below = up.smoothed(unit, rest[: len(x_up)], temperature), down.smoothed(-unit, rest[len(x_up) :], temperature)
-        excesses = np.array([above.value - 1.0, below.value - 1.0, 0.0])
+        unit = point[:size].reshape(y.shape)
+        columns = unit.reshape(len(y), -1) @ outputs.T
+        sides = [relaxation.smoothed(*pair, temperature) for pair in zip(columns.T, point[size:].reshape(count, -1), strict=True)]
+        excesses = np.array([side.value - 1.0 for side in sides] + [0.0])
         shares = np.exp((excesses - excesses.max()) / temperature)
         excess = float(excesses.max()) + temperature * float(np.log(shares.sum()))
-        up_share, down_share, _ = weight * shares / shares.sum()
-        by_v = up_share * above.by_v - down_share * below.by_v - beta * loss.conjugate_gradient(-beta * unit, y)
-        gradient = np.concatenate([by_v, up_share * above.by_x, down_share * below.by_x])
-        return (loss.conjugate(-beta * unit, y) + weight * excess) / reference, gradient / reference
+        shares *= weight / shares.sum()
+        by_columns = np.stack([share * side.by_v for share, side in zip(shares, sides, strict=False)], axis=1)
+        by_v = (by_columns @ outputs).reshape(y.shape) - beta * loss.conjugate_gradient(-beta * unit, y)
+        by_x = [share * side.by_x for share, side in zip(shares, sides, strict=False)]
+        value = loss.conjugate(-beta * unit, y) + weight * excess
+        return value / reference, np.concatenate([by_v.ravel(), *by_x]) / reference
 
-    point = np.concatenate([v / beta, x_up, x_down])
-    box: Any = side + box_up + box_down
+    point = np.concatenate([v.ravel() / beta, *starts])
+    lower, upper = relaxation.limits.lb, relaxation.limits.ub
+    box = Bounds(np.concatenate([low, np.tile(lower, count)]), np.concatenate([high, np.tile(upper, count)]))
     for temperature in TEMPERATURES:
         options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-13}
         point = minimize(partial(descend, temperature), point, method="L-BFGS-B", jac=True, bounds=box, options=options).x
-    return -loss.project(-beta * point[:n], y)
+    return -loss.project(-beta * point[:size].reshape(y.shape), y)

@@ -2,38 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from convexbn.pricing.cells import Price
 from convexbn.pricing.local import climb, evolve, random_directions
+from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.validation import FloatArray
 
 CLIMBS = 4  # of each sign
+DISTINCT = 0.9  # the largest cosine of two output directions that count as different
+NEURONS = 16  # with several outputs
 
 
-def price_everywhere(basis: FloatArray, v: FloatArray, *, starts: int = 256, generations: int = 4, seed: int = 0) -> Price:
+def price_everywhere(
+    basis: FloatArray, v: FloatArray, *, starts: int = 256, generations: int = 4, seed: int = 0, seconds: float = 2.0
+) -> Price:
     """An interval around h(V) over all arrangements: `lower` by local search, `upper` proved by relaxation.
 
     Parameters
     ----------
     basis : (n, r+1) U'
-    v : (n,) the dual point V
+    v : (n,) the dual point V, or (n, C) for several outputs
     starts, generations, seed : of the local search
+    seconds : for the proof with several outputs
     """
+    columns = v.reshape(len(v), -1)
     random = random_directions(starts, basis.shape[1], (seed,))
-    directions, _ = evolve(basis, v[:, None], random, seed=(seed,), children=starts, generations=generations)
-    worths = np.maximum(basis @ directions.T, 0.0).T @ v
+    directions, _ = evolve(basis, columns, random, seed=(seed,), children=starts, generations=generations)
+    if v.ndim == 1:
+        price = _of_both_signs(basis, v, directions)
+        upper = bound_by_relaxation(basis, v, price.directions, price.outputs)
+        return replace(price, upper=max(upper, price.lower))
+    price = _of_all_outputs(basis, v, directions)
+    return bound_over_outputs(basis, v, price.directions, price.outputs, price.lower, seconds=seconds)
+
+
+def bound_by_relaxation(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray) -> float:
+    """A proved upper bound on h(V), V of shape (n,): the larger of the relaxations of V and -V, from a good neuron of each sign."""
+    relaxation = Relaxation(basis)
+    return max(relaxation.bound(sign * v, direction) for sign, direction in zip(outputs[:, 0], directions, strict=True))
+
+
+def _of_both_signs(basis: FloatArray, v: FloatArray, directions: FloatArray) -> Price:
+    """The best neuron of each sign, the better one first, after a climb from the best few."""
+
+    def worth(candidates: FloatArray) -> FloatArray:
+        worths: FloatArray = np.maximum(basis @ candidates.T, 0.0).T @ v
+        return worths
+
+    worths = worth(directions)
     feet = np.concatenate([np.argsort(-worths)[:CLIMBS], np.argsort(worths)[:CLIMBS]])
     directions = np.concatenate([directions, [climb(basis, v[:, None], directions[j]) for j in feet]])
-    worths = np.maximum(basis @ directions.T, 0.0).T @ v
-    highest, lowest = int(np.argmax(worths)), int(np.argmin(worths))
-    sign, best, other = (1.0, highest, lowest) if worths[highest] >= -worths[lowest] else (-1.0, lowest, highest)
-    lower = abs(float(worths[best]))
-    upper = bound_by_relaxation(basis, v, directions[highest], directions[lowest])
-    return Price(max(upper, lower), lower, directions[best], sign, directions[other])
+    worths = worth(directions)
+    ends = np.array([np.argmax(worths), np.argmin(worths)])
+    signs = np.array([[1.0], [-1.0]])
+    order = np.argsort(-signs[:, 0] * worths[ends], kind="stable")
+    lower = float(np.max(np.abs(worths)))
+    return Price(lower, lower, directions[ends[order]], signs[order])
 
 
-def bound_by_relaxation(basis: FloatArray, v: FloatArray, highest: FloatArray, lowest: FloatArray) -> float:
-    """A proved upper bound on h(V), from good directions (r+1,) for each sign: the larger of the relaxations of V and -V."""
-    return max(Relaxation(basis, v > 0).bound(v, highest), Relaxation(basis, v < 0).bound(-v, lowest))
+def _of_all_outputs(basis: FloatArray, v: FloatArray, directions: FloatArray) -> Price:
+    """The best neurons with output directions that differ, after a climb from the best few."""
+    values = np.maximum(basis @ directions.T, 0.0).T @ v
+    feet = np.argsort(-np.linalg.norm(values, axis=1))[:CLIMBS]
+    directions = np.concatenate([directions, [climb(basis, v, directions[j]) for j in feet]])
+    values = np.maximum(basis @ directions.T, 0.0).T @ v
+    worths = np.linalg.norm(values, axis=1)
+    units = values / np.where(worths > 0, worths, 1.0)[:, None]
+    chosen: list[int] = []
+    for j in np.argsort(-worths):
+        if len(chosen) < NEURONS and worths[j] > 0 and (not chosen or np.max(units[chosen] @ units[j]) < DISTINCT):
+            chosen.append(int(j))
+    chosen = chosen or [0]
+    lower = float(np.max(worths, initial=0.0))
+    return Price(lower, lower, directions[chosen], units[chosen])

@@ -3,26 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from convexbn.validation import BoolArray, FloatArray
 
 # Temperatures of the smoothed largest eigenvalue, as fractions of the local maximum of h.
 TEMPERATURES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 
-Bounds = list[Any]
-
 
 class SmoothBound(NamedTuple):
-    """A smoothed bound with its gradients in the dual point v and in the multipliers x."""
+    """A smoothed bound with its gradients in the dual point v and in the multipliers x, and the density of (1, s) that attains it."""
 
     value: float
     by_v: FloatArray
     by_x: FloatArray
+    density: FloatArray
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part { s : q_k^T s >= o_k for every k } of the unit sphere.
+
+    Attributes
+    ----------
+    normals : (K, r+1) the q_k, of norm 1
+    offsets : (K,) the o_k
+    """
+
+    normals: FloatArray
+    offsets: FloatArray
+
+    @classmethod
+    def whole(cls, width: int) -> Region:
+        """The whole sphere in R^width."""
+        return cls(np.zeros((0, width)), np.zeros(0))
+
+    def split(self, normal: FloatArray, offset: float) -> tuple[Region, Region]:
+        """The parts on both sides of the hyperplane normal^T s = offset."""
+        both = ((sign * normal, sign * offset) for sign in (1.0, -1.0))
+        one, other = (Region(np.vstack([self.normals, q]), np.append(self.offsets, o)) for q, o in both)
+        return one, other
+
+    def reach(self, rows: FloatArray) -> FloatArray:
+        """An upper bound on u^T s over the region for each row u, shape (n,): the least that a single cut gives.
+
+        Over the unit ball and q^T s >= o the maximum is ||u|| where u / ||u|| satisfies the cut, and else lies on its rim.
+        """
+        height = np.linalg.norm(rows, axis=1)
+        reach = height
+        for q, o in zip(self.normals, self.offsets, strict=True):
+            along = rows @ q
+            rim = o * along + np.sqrt(max(0.0, 1.0 - o**2)) * np.sqrt(np.maximum(0.0, height**2 - along**2))
+            reach = np.where(along >= o * height, reach, np.minimum(reach, rim))
+        return reach + 1e-12 * height
 
 
 @dataclass(frozen=True)
@@ -32,13 +68,17 @@ class Relaxation:
     v_i (t_i)_+ = v_i t_i / 2 + v_i |t_i| / 2, and on the unit sphere, for multipliers of each sample,
 
         v_i > 0:   |t_i| <= t_i^2 / (2 a_i) + a_i / 2                                     a_i > 0
-        v_i < 0:   |t_i| >= k_i t_i^2 / ||u_i|| + (1 - k_i) c_i t_i                       0 <= k_i <= 1, -1 <= c_i <= 1
+        v_i < 0:   |t_i| >= k_i t_i^2 / h_i + (1 - k_i) c_i t_i                           0 <= k_i <= 1, -1 <= c_i <= 1
 
-    so the value is at most s^T A s + b^T s + const. With x = (1, s), whose two parts have norm 1 each, that is x^T H x / 2 for
-    H = [[0, b^T], [b, 2 A]], and for every number z it is at most lambda_max(H + z e_0 e_0^T) - z/2 + const. The bound holds
-    for all multipliers (a, k, c, z); descent makes it small, on the smoothed eigenvalue T log tr exp(H/T) with T going to 0,
-    as the largest eigenvalue is multiple at the optimum wherever the relaxation is not exact. For fixed multipliers the bound
-    is linear in v as long as no v_i changes its sign: `improve_dual` descends on both.
+    with h_i >= |t_i|, in general ||u_i||, so the value is at most s^T A s + b^T s + const. With x = (1, s), whose two parts have
+    norm 1 each, that is x^T H x / 2 for H = [[0, b^T], [b, 2 A]], and for every number z it is at most
+    lambda_max(H + z e_0 e_0^T) - z/2 + const. The bound holds for all multipliers (a, k, c, z), of which a sample uses those of
+    its sign; descent makes it small, on the smoothed eigenvalue T log tr exp(H/T) with T going to 0, as the largest eigenvalue is
+    multiple at the optimum wherever the relaxation is not exact. For fixed multipliers the bound is convex in v, with kinks where
+    a v_i changes its sign: `improve_dual` descends on both.
+
+    In a region of the sphere each t_i has a range: h_i falls, and where the sign of t_i is known its term is exact. The cuts
+    q_k^T s >= o_k enter by themselves and as products of pairs, with multipliers l >= 0.
 
     Rejected: the exact trust-region value in place of z (ill-conditioned in the hard case, the usual one here), and uniform
     a_i (7 to 31 % loose where these multipliers are within 1 %).
@@ -46,48 +86,58 @@ class Relaxation:
     Attributes
     ----------
     basis : (n, r+1) U'
-    positive : (n,) where v_i > 0, or may become so
+    region : the part of the sphere; None stands for all of it
     """
 
     basis: FloatArray
-    positive: BoolArray
+    region: Region | None = None
 
-    def bound(self, v: FloatArray, direction: FloatArray, *, steps: int = 60) -> float:
+    def bound(self, v: FloatArray, direction: FloatArray, *, steps: int = 60, enough: float = 0.0) -> float:
         """The bound that descent from the multipliers of a good `direction` (r+1,) reaches for v (n,), rounding included.
 
-        The direction, best a local maximiser of v^T (U's)_+, makes the bound tight sooner; any gives a valid bound.
+        The direction, best a local maximiser of v^T (U's)_+, makes the bound tight sooner; any gives a valid bound. Descent ends
+        where the bound is at most `enough`, or no more than 1e-5 above what the direction attains.
         """
-        from scipy.optimize import minimize
-
         worth = float(v @ np.maximum(self.basis @ direction, 0.0))
         scale = worth if worth > 0 else float(np.linalg.norm(v))
         if scale == 0.0:
             return 0.0
-        x, box = self.start(direction)
+        x = self.start(direction)
         best = np.inf
         for temperature in TEMPERATURES:
-            descend = partial(self._descend, v, temperature * scale)
-            options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-12}
-            x = minimize(descend, x, method="L-BFGS-B", jac=True, bounds=box, options=options).x
+            x = self.descend(v, x, temperature, scale, steps)
             best = min(best, self.value(v, x))
-            if best <= scale * (1.0 + 1e-5):
+            if best <= max(enough, scale * (1.0 + 1e-5)):
                 break
         return max(0.0, best)
 
-    def _descend(self, v: FloatArray, temperature: float, x: FloatArray) -> tuple[float, FloatArray]:
-        found = self.smoothed(v, x, temperature)
-        return found.value, found.by_x
+    def descend(self, v: FloatArray, x: FloatArray, temperature: float, scale: float, steps: int) -> FloatArray:
+        """Better multipliers by L-BFGS on the bound smoothed at `temperature` times `scale`, a number of the size of the bound."""
+        from scipy.optimize import minimize
 
-    def start(self, direction: FloatArray) -> tuple[FloatArray, Bounds]:
-        """The multipliers x = (log a, k, c, z) that are tight at a direction, and their bounds."""
-        rising, falling = self._signs
-        height = np.linalg.norm(self.basis, axis=1)
+        def objective(x: FloatArray) -> tuple[float, FloatArray]:
+            found = self.smoothed(v, x, temperature * scale)
+            return found.value, found.by_x
+
+        options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-12}
+        better: FloatArray = minimize(objective, x, method="L-BFGS-B", jac=True, bounds=self.limits, options=options).x
+        return better
+
+    def start(self, direction: FloatArray) -> FloatArray:
+        """The multipliers x = (log a, k, c, z, l) that are tight at a direction."""
+        n, height = len(self.basis), self.height
         t = self.basis @ direction
-        log_a = np.log(np.maximum(np.abs(t[rising]), 0.05 * height[rising]))
-        k, c = np.full(len(falling), 0.1), np.clip(3.0 * t[falling] / height[falling], -1.0, 1.0)
-        lower = np.concatenate([np.log(1e-4 * height[rising]), np.zeros(len(k)), -np.ones(len(c)), [-np.inf]])
-        upper = np.concatenate([np.log(height[rising]), np.ones(len(k)), np.ones(len(c)), [np.inf]])
-        return np.concatenate([log_a, k, c, [0.0]]), list(zip(lower.tolist(), upper.tolist(), strict=True))
+        a = np.log(np.clip(np.abs(t), 0.05 * height, height))
+        return np.concatenate([a, np.full(n, 0.1), np.clip(3.0 * t / height, -1.0, 1.0), [0.0], np.zeros(len(self._cuts))])
+
+    @cached_property
+    def limits(self) -> Any:
+        """The bounds of the multipliers."""
+        from scipy.optimize import Bounds
+
+        n, cuts, height = len(self.basis), len(self._cuts), self.height
+        lower = np.concatenate([np.log(1e-4 * height), np.zeros(n), -np.ones(n), [-np.inf], np.zeros(cuts)])
+        return Bounds(lower, np.concatenate([np.log(height), np.ones(2 * n), np.full(1 + cuts, np.inf)]))
 
     def value(self, v: FloatArray, x: FloatArray) -> float:
         """The bound at given multipliers, plus what float64 may have lost.
@@ -97,7 +147,7 @@ class Relaxation:
         """
         matrix, constant, size = self._lift(v, x)
         largest = float(np.linalg.eigvalsh(matrix)[-1])
-        terms = len(v) + len(matrix)
+        terms = len(v) + len(matrix) + len(self._cuts)
         rounding = 8.0 * terms * float(np.finfo(np.float64).eps) * (size + float(np.linalg.norm(matrix)))
         return largest + constant + rounding
 
@@ -105,45 +155,76 @@ class Relaxation:
         """T log tr exp((H + z e_0 e_0^T) / T) - z/2 + const, an upper bound as well, with its gradients."""
         matrix, constant, _ = self._lift(v, x)
         a, k, c = self._split(x)
-        rising, falling = self._signs
-        height = np.linalg.norm(self.basis[falling], axis=1)
+        rising, height = (v > 0) & self._open, self.height
+        falling = (v <= 0) & self._open
         values, vectors = np.linalg.eigh(matrix)
         weights = np.exp((values - values[-1]) / temperature)
         total = float(weights.sum())
         density = (vectors * (weights / total)) @ vectors.T
         t = 2.0 * self.basis @ density[1:, 0]
         square = 2.0 * np.einsum("ij,ij->i", self.basis @ density[1:, 1:], self.basis)
-        by_v = 0.5 * t
-        by_v[rising] += 0.25 * (square[rising] / a + a)
-        by_v[falling] += 0.5 * (k * square[falling] / height + (1.0 - k) * c * t[falling])
-        by_a = 0.25 * v[rising] * (a - square[rising] / a)
-        by_k = 0.5 * v[falling] * (square[falling] / height - c * t[falling])
-        by_c = 0.5 * v[falling] * (1.0 - k) * t[falling]
+        bent = np.where(falling, 0.5 * (k * square / height + (1.0 - k) * c * t), 0.5 * self._sign * t)
+        by_v = 0.5 * t + np.where(rising, 0.25 * (square / a + a), bent)
+        by_a = np.where(rising, 0.25 * v * (a - square / a), 0.0)
+        by_k = np.where(falling, 0.5 * v * (square / height - c * t), 0.0)
+        by_c = np.where(falling, 0.5 * v * (1.0 - k) * t, 0.0)
+        by_cuts = np.einsum("kij,ij->k", self._cuts, density)
         value = float(values[-1]) + temperature * float(np.log(total)) + constant
-        return SmoothBound(value, by_v, np.concatenate([by_a, by_k, by_c, [density[0, 0] - 0.5]]))
+        return SmoothBound(value, by_v, np.concatenate([by_a, by_k, by_c, [density[0, 0] - 0.5], by_cuts]), density)
 
-    @property
-    def _signs(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        return np.flatnonzero(self.positive), np.flatnonzero(~self.positive)
+    @cached_property
+    def _range(self) -> tuple[FloatArray, FloatArray]:
+        """The least and the largest t_i in the region, or beyond them."""
+        if self.region is None:
+            height = np.linalg.norm(self.basis, axis=1)
+            return -height, height
+        return -self.region.reach(-self.basis), self.region.reach(self.basis)
+
+    @cached_property
+    def height(self) -> FloatArray:
+        """h_i >= |t_i|, shape (n,)."""
+        low, high = self._range
+        return np.maximum(np.maximum(-low, high), 1e-3 * np.linalg.norm(self.basis, axis=1))
+
+    @cached_property
+    def _sign(self) -> FloatArray:
+        """The sign of t_i where the region leaves no other, else 0."""
+        low, high = self._range
+        return np.where(low >= 0, 1.0, np.where(high <= 0, -1.0, 0.0))
+
+    @cached_property
+    def _open(self) -> BoolArray:
+        return self._sign == 0.0
+
+    @cached_property
+    def _cuts(self) -> FloatArray:
+        """(K (K+1) / 2, r+2, r+2) matrices C with x^T C x >= 0 in the region: the cuts, and the products of two of them."""
+        width = self.basis.shape[1] + 1
+        if self.region is None:
+            return np.zeros((0, width, width))
+        rows = np.column_stack([-self.region.offsets, self.region.normals])
+        first = np.eye(1, width)[0]
+        pairs = [(rows[i], other) for i in range(len(rows)) for other in (first, *rows[:i])]
+        return np.array([np.outer(p, q) + np.outer(q, p) for p, q in pairs]).reshape(-1, width, width)
 
     def _split(self, x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        count = int(np.count_nonzero(self.positive))
-        return np.exp(x[:count]), x[count : len(self.positive)], x[len(self.positive) : -1]
+        n = len(self.basis)
+        return np.exp(x[:n]), x[n : 2 * n], x[2 * n : 3 * n]
 
     def _lift(self, v: FloatArray, x: FloatArray) -> tuple[FloatArray, float, float]:
-        """H + z e_0 e_0^T, the constant less z/2, and the sum of the sizes of all terms, for the rounding."""
-        rising, falling = self._signs
+        """H + z e_0 e_0^T + sum_k l_k C_k, the constant less z/2, and the sum of the sizes of all terms, for the rounding."""
         a, k, c = self._split(x)
-        height = np.linalg.norm(self.basis, axis=1)
-        quadratic, linear = np.empty(len(v)), 0.5 * v
-        quadratic[rising] = v[rising] / (4.0 * a)
-        quadratic[falling] = v[falling] * k / (2.0 * height[falling])
-        linear[falling] += 0.5 * v[falling] * (1.0 - k) * c
-        width = self.basis.shape[1]
+        rising, height = (v > 0) & self._open, self.height
+        falling = (v <= 0) & self._open
+        quadratic = np.where(rising, v / (4.0 * a), np.where(falling, v * k / (2.0 * height), 0.0))
+        linear = 0.5 * v * (1.0 + np.where(falling, (1.0 - k) * c, self._sign))
+        width, z, multipliers = self.basis.shape[1], float(x[3 * len(v)]), x[3 * len(v) + 1 :]
         matrix = np.empty((width + 1, width + 1))
-        matrix[0, 0] = x[-1]
+        matrix[0, 0] = z
         matrix[0, 1:] = matrix[1:, 0] = self.basis.T @ linear
         matrix[1:, 1:] = 2.0 * (self.basis * quadratic[:, None]).T @ self.basis
-        shift = 0.25 * float(v[rising] @ a)
-        size = float(np.abs(linear) @ height + 2.0 * np.abs(quadratic) @ height**2) + shift + abs(float(x[-1]))
-        return matrix, shift - 0.5 * float(x[-1]), size
+        matrix += np.einsum("k,kij->ij", multipliers, self._cuts)
+        shift = 0.25 * float(np.where(rising, v, 0.0) @ a)
+        length = np.linalg.norm(self.basis, axis=1)
+        size = float(np.abs(linear) @ length + 2.0 * np.abs(quadratic) @ length**2) + shift + abs(z) + 8.0 * float(np.sum(multipliers))
+        return matrix, shift - 0.5 * z, size

@@ -37,7 +37,7 @@ class ClosedForm:
         """
         start = time.perf_counter()
         n, columns = program.basis.shape
-        if not is_square(program.basis):
+        if not is_square(program.basis, program.y):
             raise SolverUnavailable(
                 f"solver 'closed form' needs centred data of rank n-1, here {n - 1}, not {columns - 1}: use solver='auto'"
             )

@@ -1,0 +1,90 @@
+"""A proof over all arrangements by branch and bound around the relaxation: for more features than boxes can cover."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from convexbn.pricing.relaxation import TEMPERATURES, Region, Relaxation
+from convexbn.validation import FloatArray
+
+STAGES = ((0.01, 20), (0.001, 30))  # temperatures and steps in a region, from the multipliers of the one that it is part of
+SPLITTING = 1e-3  # temperature of the density that says where to split
+MEMORY = 5e8  # bytes of multipliers; beyond that the newest region is split first, which needs no more
+
+
+@dataclass(frozen=True, order=True)
+class _Node:
+    """A region of the sphere for one sign of V: minus its bound, to sort by, and the multipliers that gave it."""
+
+    key: float
+    number: int
+    v: FloatArray = field(compare=False)
+    region: Region = field(compare=False)
+    x: FloatArray = field(compare=False)
+
+
+def bound_by_tree(
+    basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray, lower: float, *, tolerance: float, seconds: float
+) -> float:
+    """A proved upper bound on h(V), V of shape (n,), at most (1 + tolerance) `lower` if the time suffices.
+
+    Regions of the sphere are bounded by the relaxation, whose cuts and ranges tighten as they shrink. The worst region is split
+    first, across the direction in which the relaxation's optimum is spread most: there it mixes neurons that a split separates.
+    The answer is the largest bound left, valid whenever the search stops.
+
+    Parameters
+    ----------
+    basis : (n, r+1) U'
+    v : (n,) the dual point V
+    directions, outputs : (K, r+1) and (K, 1) a good neuron of each sign, whose multipliers begin
+    lower : a value that is attained
+    tolerance, seconds : when to stop
+    """
+    deadline = time.perf_counter() + seconds
+    goal = (1.0 + tolerance) * lower
+    whole = Region.whole(basis.shape[1])
+    roots = [(w * v, Relaxation(basis, whole).start(direction)) for w, direction in zip(outputs[:, 0], directions, strict=True)]
+    heap = [_bounded(basis, side, whole, x, lower, goal, np.inf, number) for number, (side, x) in enumerate(roots)]
+    heapq.heapify(heap)
+    done, count = 0.0, len(heap)
+    while heap and time.perf_counter() < deadline:
+        full = len(heap) * heap[0].x.nbytes > MEMORY
+        newest = max(range(len(heap)), key=lambda place: heap[place].number) if full else 0
+        node = heap.pop(newest) if full else heapq.heappop(heap)
+        for region in _parts(basis, node, lower):
+            child = _bounded(basis, node.v, region, node.x, lower, goal, -node.key, count)
+            count += 1
+            if -child.key <= goal:
+                done = max(done, -child.key)
+            else:
+                heapq.heappush(heap, child)
+    return max(done, *(-node.key for node in heap), 0.0)
+
+
+def _bounded(
+    basis: FloatArray, v: FloatArray, region: Region, x: FloatArray, scale: float, goal: float, bound: float, number: int
+) -> _Node:
+    """The region with its own bound, which is never above that of the region it is part of."""
+    relaxation = Relaxation(basis, region)
+    limits = relaxation.limits
+    x = np.clip(np.append(x, np.zeros(len(limits.lb) - len(x))), limits.lb, limits.ub)
+    stages = STAGES if np.isfinite(bound) else tuple((temperature, 60) for temperature in TEMPERATURES)
+    for temperature, steps in stages:
+        x = relaxation.descend(v, x, temperature, scale, steps)
+        bound = min(bound, relaxation.value(v, x))
+        if bound <= goal:
+            break
+    return _Node(-bound, number, v, region, x)
+
+
+def _parts(basis: FloatArray, node: _Node, scale: float) -> tuple[Region, Region]:
+    """The region in two, across the direction of largest variance of s under the density of the relaxation, at its mean."""
+    density = Relaxation(basis, node.region).smoothed(node.v, node.x, SPLITTING * scale).density
+    mean = density[1:, 0] / density[0, 0]
+    variance = density[1:, 1:] / density[0, 0] - np.outer(mean, mean)
+    normal = np.linalg.eigh(variance)[1][:, -1]
+    return node.region.split(normal, float(normal @ mean))

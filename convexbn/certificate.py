@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +14,14 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
-from convexbn.pricing import Price, bound_by_boxes, bound_by_relaxation, bound_by_tree, is_square, price_dual, price_everywhere
+from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, is_square, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
-# Branch and bound begins where the relaxation leaves a larger gap; boxes cover no more than so many dimensions.
+# Branch and bound begins where the relaxation leaves a larger gap.
 PROOF_GAP = 1e-3
-BOX_COLUMNS = 8
+DUAL_STEPS = (100, 400)
 
 
 class Evidence(enum.Enum):
@@ -209,24 +212,30 @@ class _Judge:
         return _Bound(proved, scale * v, price)
 
     def tightened(self, found: _Bound, objective: float, seconds: float) -> _Bound:
-        """The best bound after a better dual point for the relaxation, and after branch and bound where that isn't enough."""
-        price = found.price
-        v = improve_dual(self.basis, self.y, self.loss, self.beta, found.dual, price.directions, price.outputs, self.mass)
-        if self.y.ndim > 1:
-            return max(found, self.scaled(v, price_everywhere(self.basis, v, seconds=seconds)), key=lambda bound: bound.proved)
-        improved = replace(price, upper=bound_by_relaxation(self.basis, v, price.directions, price.outputs))
-        found = max(found, self.scaled(v, improved), key=lambda bound: bound.proved)
-        if objective - found.proved > PROOF_GAP * objective and seconds > 0:
-            found = max(found, self._by_search(found, seconds), key=lambda bound: bound.proved)
-        return found
+        """The best bound after better dual points for the relaxation, and after branch and bound where that isn't enough.
+
+        Descent for the dual point is noisy, as the relaxation is not smooth: more steps from the best point so far, twice.
+        """
+        start = time.perf_counter()
+        for steps in DUAL_STEPS:
+            price = found.price
+            v = improve_dual(self.basis, self.y, self.loss, self.beta, found.dual, price.directions, price.outputs, self.mass, steps=steps)
+            left = max(0.0, seconds - (time.perf_counter() - start))
+            better = self.scaled(v, price_everywhere(self.basis, v, seconds=max(2.0, 0.5 * left)))
+            found = max(found, better, key=lambda bound: bound.proved)
+            left = max(0.0, seconds - (time.perf_counter() - start))
+            if objective - found.proved <= PROOF_GAP * objective or left == 0.0:
+                return found
+        return found if self.y.ndim > 1 else max(found, self._by_search(found, left), key=lambda bound: bound.proved)
 
     def _by_search(self, found: _Bound, seconds: float) -> _Bound:
         """Branch and bound: on boxes at the point with the best estimate, or, for more columns, on the sphere at the best bound."""
         assert self.best is not None
         if self.basis.shape[1] <= BOX_COLUMNS:
             v, price = self.best
-            sides = (bound_by_boxes(self.basis, side, price.lower, tolerance=0.5 * PROOF_GAP, seconds=0.5 * seconds) for side in (v, -v))
-            return self.scaled(v, replace(price, upper=max(sides)))
+            search = partial(bound_by_boxes, self.basis, lower=price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
+            with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
+                return self.scaled(v, replace(price, upper=max(threads.map(search, (v, -v)))))
         price = price_dual(self.basis, found.dual, None)
         upper = bound_by_tree(
             self.basis, found.dual, price.directions, price.outputs, price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds

@@ -83,5 +83,5 @@ class Program:
         return self.loss.value(self.forward(weights), self.y) + penalty
 
     def dual_objective(self, v: FloatArray) -> float:
-        """-L*(-v), v of the shape of y: a lower bound on the optimum where h(v) = max over the cones, ||s|| <= 1, of ||v^T D_i U's|| <= beta."""
+        """-L*(-v), v of the shape of y: a lower bound on the optimum where max over the cones and ||s|| <= 1 of ||v^T D_i U's|| <= beta."""
         return -self.loss.conjugate(-v, self.y)

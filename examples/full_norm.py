@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ from convexbn.training.full_norm import (
 )
 
 RATES = (0.3, 0.1, 0.03)
-STEPS = {1: 1000, 2: 1000, 8: 500, 64: 250}
-SHARE = 0.1  # of a batch in the running averages
+STEPS = {1: 1000, 2: 800, 8: 400, 64: 200}
+SHARE, SMALL_SHARE = 0.1, 0.01  # of a batch in the running averages: in training, and to see how the bias depends on it
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -85,12 +86,16 @@ METHODS = {
     "group normalisation": (group_norm, group_norm),
 }
 COLOURS = dict(zip(METHODS, ("#1f5fa8", "#7fa8d1", "#d98c3f", "#a04a7a", "#5b8c5a"), strict=True))
+COLUMNS = ("size", "classes", "method", "rate", "valid. %", "test %", "its objective", "loss after", "cosine", "rel. error", "a = 0.01")
 MARKERS = dict(zip(METHODS, "oDs^v", strict=True))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method with one kind of batches; the objective is the one it minimises, the loss that of the network it leaves."""
+    """One method with one kind of batches: accuracies in percent, and relative errors of its gradient with both shares.
+
+    The objective is the one it minimises, the loss that of the network it leaves, which uses the statistics of the training set.
+    """
 
     size: int
     classes: int
@@ -102,9 +107,10 @@ class Row:
     loss: float
     cosine: float
     error: float
+    small_share_error: float | None
 
 
-def network(method: str, size: int) -> nn.Module:
+def network(method: str) -> nn.Module:
     """The same initial weights for every method."""
     torch.manual_seed(0)
     image, feature = METHODS[method]
@@ -117,8 +123,8 @@ def network(method: str, size: int) -> nn.Module:
         return convert_batch_norm(model, momentum=SHARE)
     if method == "stop-gradient":
         return convert_batch_norm(model, momentum=SHARE, gradient="stop")
-    if method == "batch normalisation" and size == 1:
-        return convert_batch_norm(model, momentum=1.0)  # the same function; PyTorch's own layer refuses a batch of one
+    if method == "batch normalisation":
+        return convert_batch_norm(model, momentum=1.0)  # the limit that is PyTorch's layer, but for taking batches of one
     return model
 
 
@@ -138,7 +144,7 @@ def has_statistics(method: str) -> bool:
 
 def train(method: str, data: tuple[Tensor, Tensor], size: int, classes: int, rate: float, steps: int) -> nn.Module:
     """The network after SGD, in eval mode with exact statistics."""
-    model = network(method, size)
+    model = network(method)
     set_exact_statistics(model, [data], cross_entropy if method == "full normalisation" else None)
     optimiser = torch.optim.SGD(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -167,20 +173,21 @@ def gradient_bias(
     """Cosine and relative error of the mean gradient over the batches against the gradient over the full batch, in float64."""
     if not has_statistics(method):
         return 1.0, 0.0
-    model = network(method, min(len(x) for x, _ in batches))
+    model = network(method)
     model.load_state_dict(weights.state_dict())
     model, exact = model.double().train(), convert_batch_norm(copy.deepcopy(weights)).double()
     full = full_norm_gradient(exact, [data], cross_entropy)
     set_exact_statistics(model, [data], cross_entropy if method == "full normalisation" else None)
-    if share == 0.0:
+    if share != SHARE:
         for layer in model:
-            layer.momentum = 0.0
+            layer.momentum = share
     averages = {name: value.clone() for name, value in model.named_buffers()}
+    mean = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
     for x, y in batches:
-        (cross_entropy(model(x), y) * len(x) / len(data[0])).backward()
+        gradient = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+        mean += len(x) / len(data[0]) * torch.cat([part.flatten() for part in gradient])
         for name, value in model.named_buffers():
             value.copy_(averages[name])
-    mean = torch.cat([p.grad.flatten() for p in model.parameters()])
     true = torch.cat([full[name].flatten() for name, _ in model.named_parameters()])
     return torch.cosine_similarity(mean, true, dim=0).item(), ((mean - true).norm() / true.norm()).item()
 
@@ -202,105 +209,115 @@ def measure(method: str, splits: dict[str, tuple[Tensor, Tensor]], weights: nn.M
     data, batches = splits["train"], partition(*splits["train"], size, classes, torch.Generator().manual_seed(2))
     loss = full_norm_objective(model, [data], cross_entropy)
     objective = batch_norm_objective(model, batches, cross_entropy) if method == "batch normalisation" else loss
-    double = [(x.double(), y) for x, y in batches]
-    cosine, error = gradient_bias(method, weights, (data[0].double(), data[1]), double)
-    return Row(size, classes, method, rate, validation, accuracy(model, *splits["test"]), objective, loss, cosine, error)
+    double, whole = [(x.double(), y) for x, y in batches], (data[0].double(), data[1])
+    cosine, error = gradient_bias(method, weights, whole, double)
+    small = gradient_bias(method, weights, whole, double, SMALL_SHARE)[1] if method == "full normalisation" else None
+    return Row(size, classes, method, rate, validation, accuracy(model, *splits["test"]), objective, loss, cosine, error, small)
 
 
-def load() -> dict[str, tuple[Tensor, Tensor]]:
+def load(quick: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """Images (n, 1, 8, 8) in [-1, 1] and labels, in three parts."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     X, y = torch.tensor(images[order] / 8.0 - 1.0, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(labels[order])
-    parts = zip(X.split([1000, 397, 400]), y.split([1000, 397, 400]), strict=True)
-    return dict(zip(("train", "validation", "test"), parts, strict=True))
+    ends = {"train": (0, 200 if quick else 1000), "validation": (1000, 1397), "test": (1397, 1797)}
+    return {name: (X[start:end], y[start:end]) for name, (start, end) in ends.items()}
 
 
 def settings(quick: bool) -> list[tuple[int, int]]:
     """Sizes and classes of the batches; a batch of one has one class."""
-    return [
-        (size, classes)
-        for size in ((2, 64) if quick else STEPS)
-        for classes in ((1, 10) if quick else (1, 3, 10))
-        if size > 1 or classes == 1
-    ]
+    sizes, classes = ((8, 64), (1, 10)) if quick else (tuple(STEPS), (1, 3, 10))
+    return [(size, number) for size in sizes for number in classes if size > 1 or number == 1]
 
 
 def table_of(rows: list[Row]) -> Table:
     """All of them; the best test accuracy of each kind of batches in bold."""
     table = Table(title="Digits, mini-batches of a few classes")
-    for column in ("size", "classes", "method", "rate", "valid. %", "test %", "its objective", "loss after", "cosine", "rel. error"):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for row in rows:
-        rivals = [other.test for other in rows if (other.size, other.classes) == (row.size, row.classes)]
-        style, last = "bold" if row.test == max(rivals) else "", row.method == list(METHODS)[-1]
-        test = f"[{style}]{row.test:.1f}[/]" if style else f"{row.test:.1f}"
-        numbers = f"{row.objective:.3f}", f"{row.loss:.3f}", f"{row.cosine:.3f}", f"{row.error:.2g}"
-        table.add_row(
-            str(row.size), str(row.classes), row.method, f"{row.rate:g}", f"{row.validation:.1f}", test, *numbers, end_section=last
-        )
+        best = max(rival.test for rival in rows if (rival.size, rival.classes) == (row.size, row.classes))
+        test = f"[bold]{row.test:.1f}[/]" if row.test == best else f"{row.test:.1f}"
+        chosen = f"{row.rate:g}", f"{row.validation:.1f}", test
+        errors = f"{row.error:.2g}", "" if row.small_share_error is None else f"{row.small_share_error:.2g}"
+        numbers = f"{row.objective:.3f}", f"{row.loss:.3f}", f"{row.cosine:.3f}", *errors
+        table.add_row(str(row.size), str(row.classes), row.method, *chosen, *numbers, end_section=row.method == list(METHODS)[-1])
     return table
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Test error and gradient error against the size of the batches, a column for each number of classes."""
+    """Test error and gradient error against the size of the batches, a column of panels for each number of classes."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    classes = sorted({row.classes for row in rows})
-    sizes = sorted({row.size for row in rows})
+    classes, sizes = sorted({row.classes for row in rows}), sorted({row.size for row in rows})
     plt.rcParams.update({"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(2, len(classes), figsize=(12, 7), sharex=True, sharey="row", layout="constrained", squeeze=False)
-    for column, number in zip(axes.T, classes, strict=True):
+    for (upper, lower), number in zip(axes.T, classes, strict=True):
         for method in METHODS:
-            mine = sorted(
-                (row for row in rows if row.method == method and (row.classes == number or row.size == 1)), key=lambda row: row.size
-            )
-            places = [sizes.index(row.size) for row in mine]
-            style = {"color": COLOURS[method], "marker": MARKERS[method], "lw": 2.6 if method == "full normalisation" else 1.6, "ms": 6}
-            column[0].plot(places, [max(100.0 - row.test, 0.25) for row in mine], label=method, **style)
-            if has_statistics(method):
-                column[1].plot(places, [row.error for row in mine], **style)
-        column[0].set_title("one class in a batch" if number == 1 else f"up to {number} classes in a batch", fontsize=11.5)
-        column[0].axhline(90, color="#999999", lw=1, ls=":")
-        column[1].axhline(1.0, color="#999999", lw=1, ls=":")
-        column[1].set_xlabel("samples in a batch")
-        column[1].set_xticks(range(len(sizes)), [str(size) for size in sizes])
-        for panel in column:
+            mine = [row for row in rows if row.method == method and (row.classes == number or row.size == 1)]
+            draw_method(upper, lower, [sizes.index(row.size) for row in mine], mine)
+        upper.set_title("one class in a batch" if number == 1 else f"up to {number} classes in a batch", fontsize=11.5)
+        lower.set_xlabel("samples in a batch")
+        lower.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        for panel, line in ((upper, 90.0), (lower, 1.0)):
+            panel.axhline(line, color="#999999", lw=1, ls=":")
             panel.set_yscale("log")
             panel.grid(axis="y", color="#e6e6e6", lw=0.8)
             panel.set_axisbelow(True)
-    ticks = [1, 2, 5, 10, 20, 50, 90]
-    axes[0, 0].set_yticks(ticks, [f"{tick} %" for tick in ticks])
-    axes[0, 0].minorticks_off()
-    axes[0, 0].set_ylabel("test error")
-    axes[1, 0].set_ylabel("relative error of the mean gradient")
-    axes[0, 0].text(0, 84, "chance", color="#777777", fontsize=9, va="top")
-    axes[1, 0].text(len(sizes) - 1, 1.0, "as long as the gradient itself", color="#777777", fontsize=9, va="bottom", ha="right")
+    label(axes, rows, len(sizes) - 1)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(METHODS), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
 
+def draw_method(upper: Any, lower: Any, places: list[int], rows: list[Row]) -> None:
+    """One method's line in each of two panels, and a broken one for the gradient with the small share."""
+    method = rows[0].method
+    style = {"color": COLOURS[method], "marker": MARKERS[method], "lw": 1.6, "ms": 6}
+    if rows[0].small_share_error is not None:
+        lower.plot(places, [row.small_share_error for row in rows], **style, ls="--", mfc="white")
+        style["lw"] = 2.6
+    upper.plot(places, [max(100.0 - row.test, 0.25) for row in rows], label=method, **style)
+    if has_statistics(method):
+        lower.plot(places, [row.error for row in rows], **style)
+
+
+def label(axes: Any, rows: list[Row], right: int) -> None:
+    """Names of axes and lines."""
+    ticks = [1, 2, 5, 10, 20, 50, 90]
+    axes[0, 0].set_yticks(ticks, [f"{tick} %" for tick in ticks])
+    axes[0, 0].minorticks_off()
+    axes[0, 0].set_ylabel("test error")
+    axes[1, 0].set_ylabel("relative error of the mean gradient")
+    axes[0, 0].text(0, 84, "chance", va="top", color="#777777", fontsize=9)
+    axes[1, 0].set_yticks([0.01, 0.1, 1.0, 10.0], ["1 %", "10 %", "100 %", "1000 %"])
+    classes = sorted({row.classes for row in rows})[1]
+    last = next(row for row in reversed(rows) if row.classes == classes and row.small_share_error is not None)
+    style = {"textcoords": "offset points", "ha": "right", "color": COLOURS[last.method], "fontsize": 9.5}
+    for error, share in ((last.error, SHARE), (last.small_share_error, SMALL_SHARE)):
+        axes[1, 1].annotate(f"a = {share}", (right, error), (0, -16), **style)
+
+
 def main() -> None:
     """Measure every method with every kind of batches."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few settings and steps, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="few settings, samples and steps, to see that it runs")
     parser.add_argument("--picture", type=Path, help="where to write a picture")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    start, splits = time.perf_counter(), load()
+    start, splits = time.perf_counter(), load(arguments.quick)
     scale = 0.05 if arguments.quick else 1.0
-    weights = train("full normalisation", splits["train"], 64, 10, 0.1, 100)
+    weights = train("full normalisation", splits["train"], 64, 10, 0.1, max(1, int(100 * scale)))
     cases = [(size, classes, method) for size, classes in settings(arguments.quick) for method in METHODS]
     rows = []
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
         for size, classes, method in progress.track(cases, description="training"):
             rows.append(measure(method, splits, weights, size, classes, scale))
-    Console(width=120).print(table_of(rows))
+    Console(width=140).print(table_of(rows))
     data = splits["train"][0].double(), splits["train"][1]
     one_class = partition(*data, 8, 1, torch.Generator().manual_seed(2))
     _, error = gradient_bias("full normalisation", weights, data, one_class, share=0.0)

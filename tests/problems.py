@@ -14,9 +14,9 @@ from scipy.optimize import minimize
 from torch.nn import functional
 
 from convexbn.arrangements import enumerate_arrangements
-from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
+from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared
 from convexbn.network import Network, recover
-from convexbn.pricing import price_dual
+from convexbn.pricing import Price, price_arrangements, price_dual
 from convexbn.program import Program
 from convexbn.solution import Solution
 from convexbn.whitening import Whitening, whiten
@@ -43,6 +43,13 @@ def targets_for(loss: Loss, samples: int, seed: int) -> np.ndarray:
     values = np.random.default_rng(seed).standard_normal(samples)
     values[:2] = 1.3, -0.4
     return np.sign(values) if loss.name.endswith(CLASSIFICATION) else 2.0 * values
+
+
+def several_targets(loss: Loss, samples: int, outputs: int, seed: int) -> np.ndarray:
+    """Targets (n, C): one-hot rows with every class for softmax, else columns of `targets_for`."""
+    if loss.name == "softmax":
+        return np.eye(outputs)[np.random.default_rng(seed).permutation(np.arange(samples) % outputs)]
+    return np.stack([targets_for(loss, samples, seed + column) for column in range(outputs)], axis=1)
 
 
 def random_problem(loss: Loss, n: int, d: int, seed: int) -> Problem:
@@ -94,6 +101,11 @@ def lattices(samples: int, features: int) -> st.SearchStrategy[np.ndarray]:
     return data.filter(lambda X: bool(np.ptp(X, axis=0).any()))
 
 
+def listed_price(basis: np.ndarray, v: np.ndarray) -> Price:
+    """h(V) by projections on all cones, one by one, for V of shape (n,)."""
+    return price_arrangements(basis, v, enumerate_arrangements(basis).active)
+
+
 def program_of(problem: Problem, fraction: float = 0.1) -> tuple[Whitening, Program]:
     """The program over all arrangements with beta a fraction of beta_max, or 1 where the zero network is optimal for every beta."""
     whitening = whiten(problem.X)
@@ -104,7 +116,7 @@ def program_of(problem: Problem, fraction: float = 0.1) -> tuple[Whitening, Prog
 
 
 def raw_loss(loss: Loss, f: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The loss summed over samples (the last axis), written again from the definitions."""
+    """The loss summed over samples (the last axis), written again from the definitions; softmax has its classes on the axis before."""
     match loss:
         case Squared():
             return 0.5 * ((f - y) ** 2).sum(-1)
@@ -112,6 +124,8 @@ def raw_loss(loss: Loss, f: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return functional.huber_loss(f, y.expand_as(f), reduction="none", delta=delta).sum(-1)
         case Logistic():
             return functional.softplus(-y * f, threshold=700.0).sum(-1)
+        case Softmax():
+            return -(y * functional.log_softmax(f, dim=-2)).sum(-1)
         case _:
             return torch.relu(1.0 - y * f).sum(-1)
 
@@ -119,18 +133,20 @@ def raw_loss(loss: Loss, f: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def raw_objective(
     X: torch.Tensor, y: torch.Tensor, loss: Loss, beta: float, w: torch.Tensor, g: torch.Tensor, a: torch.Tensor, v: torch.Tensor
 ) -> torch.Tensor:
-    """The weight-decay objective of networks with batch normalisation: w (..., d, m); g, a, v (..., m)."""
+    """The weight-decay objective of networks with batch normalisation: w (..., d, m); g, a (..., m); v (..., C, m); y (n, C)."""
     z = X @ w
     z = z - z.mean(dim=-2, keepdim=True)
     z = z / torch.linalg.vector_norm(z, dim=-2, keepdim=True)
     hidden = torch.relu(g.unsqueeze(-2) * z + a.unsqueeze(-2) / len(X) ** 0.5)
-    f = (hidden @ v.unsqueeze(-1)).squeeze(-1)
-    return raw_loss(loss, f, y) + 0.5 * beta * (g**2 + a**2 + v**2).sum(-1)
+    f = v @ hidden.mT
+    decay = (g**2 + a**2).sum(-1) + (v**2).sum((-2, -1))
+    return raw_loss(loss, f, y.mT).sum(-1) + 0.5 * beta * decay
 
 
 def objective_of(network: Network, problem: Problem, beta: float) -> float:
     """The objective of a network on the raw data, from its weights, gains, shifts and outputs alone."""
-    arrays = problem.X, problem.y, network.weights.T, network.gain, network.shift, network.outputs[:, 0]
+    y = problem.y.reshape(len(problem.y), -1)
+    arrays = problem.X, y, network.weights.T, network.gain, network.shift, network.outputs.T
     X, y, w, g, a, v = (torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float64) for array in arrays)
     return float(raw_objective(X, y, problem.loss, beta, w, g, a, v))
 
@@ -142,19 +158,21 @@ def objective_after(solution: Solution, whitening: Whitening, problem: Problem, 
 
 def best_of_lbfgs(X: np.ndarray, y: np.ndarray, loss: Loss, beta: float, width: int, starts: int, seed: int) -> float:
     """The lowest objective that L-BFGS reaches from random starts, all of them at once, on the network itself."""
-    data, targets = torch.as_tensor(X, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64)
+    data, targets = (torch.as_tensor(array, dtype=torch.float64) for array in (X, y.reshape(len(y), -1)))
     d = X.shape[1]
+    parts = (d, 1, 1, targets.shape[1])
     best = np.inf
 
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best
-        parameters = torch.tensor(flat.reshape(starts, d + 3, width), requires_grad=True)
-        values = raw_objective(data, targets, loss, beta, parameters[:, :d], *parameters[:, d:].unbind(1))
+        parameters = torch.tensor(flat.reshape(starts, sum(parts), width), requires_grad=True)
+        w, g, a, v = parameters.split(parts, dim=1)
+        values = raw_objective(data, targets, loss, beta, w, g[:, 0], a[:, 0], v)
         (slope,) = torch.autograd.grad(values.sum(), parameters)
         best = min(best, values.min().item())
         return values.sum().item(), slope.numpy().ravel()
 
-    start = np.random.default_rng(seed).standard_normal(starts * (d + 3) * width)
+    start = np.random.default_rng(seed).standard_normal(starts * sum(parts) * width)
     minimize(evaluate, start, jac=True, method="L-BFGS-B", options={"maxiter": 700, "maxfun": 1500, "maxcor": 20, "ftol": 1e-13})
     return best
 

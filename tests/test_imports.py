@@ -19,15 +19,16 @@ FLOORS = [
     ["validation", "progress"],
     ["losses", "arrangements", "whitening"],
     ["program", "network", "pricing", "smoothing"],
-    ["solution"],
+    ["solution", "pruning"],
     ["solvers", "certificate", "export", "training", "datasets"],
     ["fit"],
+    ["path"],
     ["estimators"],
     [""],  # convexbn itself
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 APART = {"training", "datasets"}  # imported by none of the others
-HOMES = {"cvxpy": {"solvers.conic"}, "sklearn": {"estimators"}, "torch": {"export", "solvers", "training"}}
+HOMES = {"cvxpy": {"solvers.conic"}, "matplotlib": {"path"}, "sklearn": {"estimators"}, "torch": {"export", "solvers", "training"}}
 EVERYWHERE = {*sys.stdlib_module_names, "numpy", "scipy", "rich"}
 HEAVY = ["torch", "cvxpy", "sklearn", "scipy.optimize", "rich", "matplotlib", "pandas"]
 

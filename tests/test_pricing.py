@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from problems import degenerate_data, lattices
+from problems import degenerate_data, lattices, listed_price
 
 from convexbn.arrangements import Arrangements, enumerate_arrangements, sample_arrangements
 from convexbn.pricing import Price, is_square, price_arrangements, price_dual, price_everywhere, price_square
@@ -18,8 +18,7 @@ square = {n: np.random.default_rng(n).standard_normal((n, n + 1)) for n in (2, 3
 
 
 def price(X: np.ndarray, v: np.ndarray) -> Price:
-    basis = whiten(X).basis
-    return price_arrangements(basis, v, enumerate_arrangements(basis).active)
+    return listed_price(whiten(X).basis, v)
 
 
 def random_dual(X: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -29,6 +28,12 @@ def random_dual(X: np.ndarray, seed: int = 0) -> np.ndarray:
 def worth(basis: np.ndarray, v: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """|v^T (U's)_+| for each column s, scaled to norm 1."""
     return np.abs(v @ np.maximum(basis @ (directions / np.linalg.norm(directions, axis=0)), 0.0))
+
+
+def signed_worth(basis: np.ndarray, v: np.ndarray, found: Price) -> np.ndarray:
+    """w v^T (U's)_+ of the neurons of a price, for one output."""
+    worths: np.ndarray = found.outputs[:, 0] * (v @ np.maximum(basis @ found.directions.T, 0.0))
+    return worths
 
 
 def cone_optimum(basis: np.ndarray, v: np.ndarray, active: np.ndarray) -> float:
@@ -51,8 +56,9 @@ def test_upper_and_lower_ends_agree(X: np.ndarray, seed: int):
 def test_the_neuron_has_the_price_of_the_lower_end(X: np.ndarray):
     basis, v = whiten(X).basis, random_dual(X)
     found = price(X, v)
-    assert np.linalg.norm(found.direction) == pytest.approx(1.0, rel=1e-14)
-    assert found.sign * (v @ np.maximum(basis @ found.direction, 0.0)) == pytest.approx(found.lower, rel=1e-14)
+    assert np.linalg.norm(found.directions, axis=1) == pytest.approx(1.0, rel=1e-14)
+    assert abs(found.outputs[0, 0]) == 1.0
+    assert signed_worth(basis, v, found)[0] == pytest.approx(found.lower, rel=1e-14)
 
 
 @each_data
@@ -78,7 +84,7 @@ def test_one_dimension_by_hand():
     """x = -1, 1 and V = (0, 1): the neuron that looks at the second sample alone, (U's)_+ = (0, 1), has worth 1."""
     found = price(np.array([[-1.0], [1.0]]), np.array([0.0, 1.0]))
     assert found.lower == pytest.approx(1.0, rel=1e-15)
-    assert np.abs(found.direction) == pytest.approx(np.sqrt([0.5, 0.5]))
+    assert np.abs(found.directions[0]) == pytest.approx(np.sqrt([0.5, 0.5]))
 
 
 @pytest.mark.parametrize("constant", [2.5, -2.5])
@@ -86,8 +92,8 @@ def test_constant_dual_points_want_the_constant_neuron(constant: float):
     X = np.random.default_rng(0).standard_normal((9, 2))
     found = price(X, np.full(9, constant))
     assert found.lower == pytest.approx(2.5 * 3.0, rel=1e-12)
-    assert found.direction == pytest.approx([0.0, 0.0, 1.0], abs=1e-9)
-    assert found.sign == np.sign(constant)
+    assert found.directions[0] == pytest.approx([0.0, 0.0, 1.0], abs=1e-9)
+    assert found.outputs.tolist() == [[np.sign(constant)]]
 
 
 @each_data
@@ -110,11 +116,12 @@ def test_all_cells_are_as_dear_as_the_dearest(X: np.ndarray):
 @pytest.mark.parametrize("seed", range(8))
 def test_closed_form_of_square_bases_against_the_cells(n: int, seed: int):
     basis, v = whiten(square[n]).basis, random_dual(square[n], seed)
-    assert is_square(basis)
+    assert is_square(basis, v)
     closed, listed = price_square(basis, v), price(square[n], v)
     assert closed.upper == pytest.approx(listed.upper, rel=1e-7)
     assert closed.lower == pytest.approx(listed.lower, rel=1e-7)
-    assert closed.direction * np.sign(closed.sign) == pytest.approx(listed.direction * np.sign(listed.sign), abs=1e-6)
+    assert closed.directions == pytest.approx(listed.directions, abs=1e-6)
+    assert np.array_equal(closed.outputs, listed.outputs)
     assert closed.upper >= closed.lower
 
 
@@ -123,7 +130,14 @@ def test_closed_form_of_square_bases_against_the_cells(n: int, seed: int):
 )
 def test_closed_form_by_hand(v: list[float], worth: float):
     found = price_square(whiten(square[3]).basis, np.array(v, dtype=float))
-    assert found.sign * found.lower == pytest.approx(worth, rel=1e-14)
+    assert found.outputs[0, 0] * found.lower == pytest.approx(worth, rel=1e-14)
+
+
+def test_the_closed_form_is_for_one_output():
+    basis = whiten(square[3]).basis
+    assert is_square(basis, np.ones(3))
+    assert not is_square(basis, np.ones((3, 2)))
+    assert not is_square(whiten(square[3][:, :1]).basis, np.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +204,10 @@ def test_pricing_without_a_list_encloses_the_price(X: np.ndarray, seed: int):
     assert everywhere.upper >= listed.lower
     assert everywhere.lower <= listed.upper
     assert everywhere.lower == pytest.approx(listed.lower, rel=1e-3)
-    assert everywhere.sign * (v @ np.maximum(basis @ everywhere.direction, 0.0)) == pytest.approx(everywhere.lower, rel=1e-12)
+    worths = signed_worth(basis, v, everywhere)
+    assert sorted(everywhere.outputs[:, 0]) == [-1.0, 1.0]
+    assert worths[0] == pytest.approx(everywhere.lower, rel=1e-12)
+    assert worths[1] <= worths[0]
 
 
 def test_a_sample_is_never_dearer_than_all():

@@ -163,7 +163,8 @@ class Softmax:
             )
         if float(np.min(y)) < 0.0 or not np.allclose(y.sum(axis=1), 1.0, rtol=0.0, atol=1e-9):
             raise InputError("y has rows that are no probabilities: for the softmax loss they are at least 0 and sum to 1")
-        return y / y.sum(axis=1, keepdims=True)
+        rows: FloatArray = y / y.sum(axis=1, keepdims=True)
+        return rows
 
     def value(self, f: FloatArray, y: FloatArray) -> float:
         """The sum over samples."""
@@ -196,7 +197,8 @@ class Softmax:
         excess = (np.cumsum(falling, axis=1) - 1.0) / np.arange(1, p.shape[1] + 1)
         last = np.sum(falling > excess, axis=1) - 1
         projected = np.maximum(p - excess[np.arange(len(p)), last][:, None], 0.0)
-        return projected / projected.sum(axis=1, keepdims=True) - y
+        nearest: FloatArray = projected / projected.sum(axis=1, keepdims=True) - y
+        return nearest
 
     def prox(self, z: FloatArray, y: FloatArray, step: float) -> FloatArray:
         """f = z + step (y - p), p = softmax(f), by Newton's method with halved steps on the strongly convex objective.

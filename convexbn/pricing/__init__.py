@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from convexbn.arrangements import Arrangements
-from convexbn.pricing.boxes import bound_by_boxes
+from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.everywhere import bound_by_relaxation, price_everywhere
 from convexbn.pricing.local import climb, evolve, local_search, random_directions
@@ -19,6 +19,7 @@ from convexbn.pricing.tree import bound_by_tree
 from convexbn.validation import FloatArray
 
 __all__ = [
+    "BOX_COLUMNS",
     "Price",
     "Relaxation",
     "bound_by_boxes",

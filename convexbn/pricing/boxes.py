@@ -12,6 +12,7 @@ from convexbn.validation import FloatArray
 BATCH = 2_048  # boxes split at once: their images are a matrix of BATCH x n
 FRONTIER = 1_000_000  # open boxes in memory; beyond that the newest are split first, which needs no more
 BISECTIONS = 12
+BOX_COLUMNS = 8  # the number of boxes grows exponentially with the columns of the basis: with more, other proofs are better
 
 
 @dataclass(frozen=True)

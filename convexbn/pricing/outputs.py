@@ -7,6 +7,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
+from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price
 from convexbn.pricing.local import local_search, normalised
 from convexbn.pricing.relaxation import Relaxation
@@ -18,6 +19,7 @@ SEVERAL = 8  # cuts between two looks at the vertices
 DISTINCT = 0.97  # the largest cosine between two of them
 FLATTEST = 0.05  # the least height of a cut, as a fraction of h: lower ones make vertices of the dual polytope run away
 JOGGLE = 1e-6  # relative; heights are raised by up to this much, so that no more than C cuts meet in a vertex
+BOX_SECONDS = 2.0  # for branch and bound at a cut that the relaxation leaves too high
 OUTPUTS = 10  # beyond so many, and beyond so many vertices, the convex hull takes too long
 VERTICES = 200_000
 
@@ -100,6 +102,10 @@ class _Cuts:
             self.pool = np.concatenate([self.pool, direction[None]])
         simple = float(np.linalg.norm(np.maximum(column, 0.0))) * (1.0 + 1e-12)
         height = simple if quick else min(simple, self.relaxation.bound(column, direction, enough=self.goal))
+        worth = float(np.max(values))
+        if not quick and height > self.goal and self.basis.shape[1] <= BOX_COLUMNS:
+            tolerance = max(0.0, 0.9 * self.goal / worth - 0.9) if worth > 0 else 0.0
+            height = min(height, bound_by_boxes(self.basis, column, worth, tolerance=tolerance, seconds=BOX_SECONDS))
         raised = max(height, FLATTEST * self.goal) * (1.0 + JOGGLE * self.joggle.random())
         self.outputs.append(w)
         self.heights.append(raised)
@@ -108,8 +114,7 @@ class _Cuts:
     @property
     def points(self) -> FloatArray:
         """(K, C) w_k / R_k, the vertices of the dual polytope."""
-        points: FloatArray = np.array(self.outputs) / np.array(self.heights)[:, None]
-        return points
+        return np.asarray(np.array(self.outputs) / np.array(self.heights)[:, None])
 
     def simplices(self) -> IntArray:
         """(N, C) the facets of the hull of the points; each is a vertex of the polytope around Y."""
@@ -121,8 +126,7 @@ class _Cuts:
     def corners(self, simplices: IntArray) -> FloatArray:
         """(N, C) the y with w_k^T y = R_k for the cuts k of each simplex."""
         right = np.ones((*simplices.shape, 1))
-        corners: FloatArray = np.linalg.solve(self.points[simplices], right)[..., 0]
-        return corners
+        return np.asarray(np.linalg.solve(self.points[simplices], right)[..., 0])
 
     def reached(self, simplices: IntArray, corners: FloatArray) -> float:
         """The least w_k^T y / R_k of corners y and their cuts k: 1 without rounding, and divided by, on the safe side with it."""

@@ -53,12 +53,12 @@ class Region:
         Over the unit ball and q^T s >= o the maximum is ||u|| where u / ||u|| satisfies the cut, and else lies on its rim.
         """
         height = np.linalg.norm(rows, axis=1)
-        reach = height
+        reach: FloatArray = height
         for q, o in zip(self.normals, self.offsets, strict=True):
             along = rows @ q
             rim = o * along + np.sqrt(max(0.0, 1.0 - o**2)) * np.sqrt(np.maximum(0.0, height**2 - along**2))
             reach = np.where(along >= o * height, reach, np.minimum(reach, rim))
-        return reach + 1e-12 * height
+        return np.asarray(reach + 1e-12 * height)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Relaxation:
     def height(self) -> FloatArray:
         """h_i >= |t_i|, shape (n,)."""
         low, high = self._range
-        return np.maximum(np.maximum(-low, high), 1e-3 * np.linalg.norm(self.basis, axis=1))
+        return np.asarray(np.maximum(np.maximum(-low, high), 1e-3 * np.linalg.norm(self.basis, axis=1)))
 
     @cached_property
     def _sign(self) -> FloatArray:
@@ -194,7 +194,7 @@ class Relaxation:
 
     @cached_property
     def _open(self) -> BoolArray:
-        return self._sign == 0.0
+        return np.asarray(self._sign == 0.0)
 
     @cached_property
     def _cuts(self) -> FloatArray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import astuple, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from convexbn.losses import Loss
 from convexbn.network import merge
 from convexbn.pricing import climb, evolve, random_directions
@@ -17,16 +18,18 @@ from convexbn.progress import console
 from convexbn.smoothing import Smoothed
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.descent import fit_amplitudes, slide
-from convexbn.validation import FloatArray, check_count, check_positive
+from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
-# How rough a round may be: the width of the smoothed kinks of ReLU (and of the loss, where it has any) shrinks from
-# FIRST_WIDTH by SHRINK a round down to LAST_WIDTH. Descent on the kinked objective itself jams on the first kink it meets.
-FIRST_WIDTH, SHRINK, LAST_WIDTH = 0.3, 0.5, 1e-4
+# The width of the smoothed kinks of ReLU (and of the loss, where it has any) follows the gap, as WIDTH_PER_GAP times its relative
+# size, from FIRST_WIDTH down to LAST_WIDTH: descent on sharper kinks than the gap asks for jams on the first kink it meets.
+FIRST_WIDTH, WIDTH_PER_GAP, LAST_WIDTH = 0.3, 5.0, 1e-4
 POLISH = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # at the end
 # New neurons are taken from the best of the search; two with a larger cosine count as one.
 COSINE = 0.99
 NEW = 64
 PRICINGS = 3  # rounds of pricing and amplitudes before each slide
+POOL = 500  # directions that are remembered, and priced again without a search
+CORRECTIONS = 5  # amplitude solves with neurons out of the pool before the next search
 GENERATIONS = 2  # of each search
 CLIMBS = 8  # of the best directions, before the gap is believed
 CONFIRM = 4  # times as many starts, and three times as many generations, before the gap is believed
@@ -52,6 +55,9 @@ class SlidingFrankWolfe:
     starts : random starts of each pricing; the present neurons start too
     seed : of the starts
     warm_start : directions (m, r+1) and outputs (m, C) to begin with, as `convexbn.neurons_of` reads them from a network
+    checkpoint : a file to which the state is written after each round; a run that finds its own there goes on from it, and ends
+        bit for bit as without the break. `rounds`, `seconds` and `verbose` may differ
+    precision : "float64", or "float32" for searches and descent until the last descent; certificates are in float64 anyway
     verbose : print a line a round
     """
 
@@ -61,6 +67,8 @@ class SlidingFrankWolfe:
     starts: int = 64
     seed: int = 0
     warm_start: tuple[FloatArray, FloatArray] | None = None
+    checkpoint: str | os.PathLike[str] | None = None
+    precision: str = "float64"
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -69,27 +77,28 @@ class SlidingFrankWolfe:
         check_count(self.rounds, "rounds")
         check_count(self.starts, "starts")
         check_count(self.seed, "seed", 0)
+        if self.precision not in ("float64", "float32"):
+            raise InputError(f"precision = {self.precision!r} is unknown: choose 'float64' or 'float32'")
 
     def solve(self, program: Program) -> Solution:
         """The best neurons found, with the dual point of the best estimated bound; an interrupt returns what is there."""
-        start = time.perf_counter()
         unit = program.loss.scale(program.y)
         state = _State(program, unit, self)
-        status, trace = Status.LIMIT, []
+        status = Status.LIMIT
+        start = time.perf_counter() - (state.trace[-1].seconds if state.trace else 0.0)
         try:
-            for objective, gap in state.progress():
-                seconds = time.perf_counter() - start
-                trace.append(Round(objective * unit**2, gap, len(state.best.outputs), seconds))
+            while not state.finished and not (state.trace and state.trace[-1].seconds > self.seconds):
+                objective, gap = state.round()
+                state.trace.append(Round(objective * unit**2, gap, len(state.best.outputs), time.perf_counter() - start))
+                state.save()
                 if self.verbose:
-                    _print(len(trace), trace[-1])
-                if gap <= self.tolerance:
-                    status = Status.OPTIMAL
-                    break
-                if seconds > self.seconds or len(trace) >= self.rounds:
-                    break
+                    _print(len(state.trace), state.trace[-1])
+            if state.gap <= self.tolerance:
+                status = Status.OPTIMAL
             state.polish()
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
+        trace = state.trace
         if trace:
             trace[-1] = replace(trace[-1], objective=state.lowest * unit**2, gap=state.gap, neurons=len(state.best.outputs))
         return Solution(
@@ -118,7 +127,8 @@ class _State:
     """The neurons of a run, the best of them so far, and the best dual point, for targets of unit size."""
 
     def __init__(self, program: Program, unit: float, settings: SlidingFrankWolfe) -> None:
-        self.basis = program.basis
+        self.exact = program.basis
+        self.basis = program.basis.astype(settings.precision)
         self.y = program.y.reshape(len(program.y), -1) / unit
         self.loss: Loss = program.loss.rescaled(unit)
         self.beta = program.beta / unit
@@ -129,25 +139,51 @@ class _State:
         self.best, self.lowest = self.neurons, self.objective(self.neurons)
         self.dual = -self.loss.gradient(np.zeros_like(self.y), self.y)
         self.bound = -np.inf
-        self.draws = 0
+        self.pool = np.zeros((0, self.basis.shape[1]))
+        self.draws, self.width = 0, FIRST_WIDTH
+        self.trace: list[Round] = []
+        if settings.checkpoint is not None:
+            same = (settings.tolerance, settings.starts, settings.seed, settings.warm_start, settings.precision)
+            self.run = fingerprint(program.basis, program.y, program.beta, program.loss, same)
+            self.load(load_checkpoint(settings.checkpoint, self.run))
 
-    def progress(self) -> Iterator[tuple[float, float]]:
-        """Run rounds for ever, yielding the best objective and its estimated relative gap after each."""
-        width = FIRST_WIDTH
-        while True:
-            for _ in range(PRICINGS):
-                found, worths = self.price(self.gradient(width), self.settings.starts, GENERATIONS)
-                if self.gap <= self.settings.tolerance:
-                    break
-                self.insert(found, worths, width)
+    def save(self) -> None:
+        """Write the checkpoint, where there is to be one."""
+        if self.settings.checkpoint is not None:
+            arrays = {"neurons": self.neurons, "best": self.best}
+            halves = {f"{name}_{half}": array for name, pair in arrays.items() for half, array in pair._asdict().items()}
+            numbers = {"lowest": self.lowest, "bound": self.bound, "draws": self.draws, "width": self.width}
+            trace = np.array([astuple(entry) for entry in self.trace])
+            save_checkpoint(self.settings.checkpoint, self.run, {**halves, **numbers, "dual": self.dual, "pool": self.pool, "trace": trace})
+
+    def load(self, saved: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint."""
+        if saved is not None:
+            self.neurons, self.best = (_Neurons(saved[f"{name}_directions"], saved[f"{name}_outputs"]) for name in ("neurons", "best"))
+            self.lowest, self.bound, self.width = (float(saved[name]) for name in ("lowest", "bound", "width"))
+            self.draws, self.dual, self.pool = int(saved["draws"]), saved["dual"], saved["pool"]
+            self.trace = [Round(objective, gap, int(neurons), seconds) for objective, gap, neurons, seconds in saved["trace"].tolist()]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the gap is within the tolerance, or the rounds are used up."""
+        return bool(self.trace) and (self.gap <= self.settings.tolerance or len(self.trace) >= self.settings.rounds)
+
+    def round(self) -> tuple[float, float]:
+        """Slide, then price and insert a few times; the best objective and its estimated relative gap."""
+        self.slide(self.width)
+        self.width = max(LAST_WIDTH, min(self.width, WIDTH_PER_GAP * self.gap))
+        for _ in range(PRICINGS):
+            found, worths = self.price(self.gradient(self.width), self.settings.starts, GENERATIONS)
             if self.gap <= self.settings.tolerance:
-                self.confirm()
-            yield self.lowest, self.gap
-            self.slide(width)
-            width = max(LAST_WIDTH, SHRINK * width)
+                break
+            self.insert(found, worths, self.width)
+        if self.gap <= self.settings.tolerance:
+            self.confirm()
+        return self.lowest, self.gap
 
     def predictions(self, neurons: _Neurons) -> FloatArray:
-        values: FloatArray = np.maximum(self.basis @ neurons.directions.T, 0.0) @ neurons.outputs
+        values: FloatArray = np.maximum(self.exact @ neurons.directions.T, 0.0) @ neurons.outputs
         return values
 
     def objective(self, neurons: _Neurons) -> float:
@@ -177,7 +213,9 @@ class _State:
         self.draws += 1
         seed = (self.settings.seed, self.draws)
         random = np.concatenate([random_directions(starts, self.basis.shape[1], seed), self.neurons.directions])
-        found, worths = evolve(self.basis, v, random, seed=seed, children=starts, generations=generations)
+        rough = self.basis.dtype
+        found, worths = evolve(self.basis, v.astype(rough), random.astype(rough), seed=seed, children=starts, generations=generations)
+        found, worths = found.astype(np.float64), worths.astype(np.float64)
         self.believe(v, float(np.max(worths)))
         return found, worths
 
@@ -192,29 +230,45 @@ class _State:
         """Search again, with more starts and up to the ridges, before the bound of the best dual point is believed."""
         v, self.bound = self.dual, -np.inf
         found, worths = self.price(v, CONFIRM * self.settings.starts, 3 * GENERATIONS)
-        tops = np.array([climb(self.basis, v, found[j]) for j in np.argsort(-worths)[:CLIMBS]])
-        heights = np.linalg.norm(v.T @ np.maximum(self.basis @ tops.T, 0.0), axis=0)
+        tops = np.array([climb(self.exact, v, found[j]) for j in np.argsort(-worths)[:CLIMBS]])
+        heights = np.linalg.norm(v.T @ np.maximum(self.exact @ tops.T, 0.0), axis=0)
         self.bound = -np.inf
         self.believe(v, max(float(np.max(worths)), float(np.max(heights))))
         if self.gap > self.settings.tolerance:
             self.insert(np.concatenate([tops, found]), np.concatenate([heights, worths]), LAST_WIDTH)
 
     def insert(self, found: FloatArray, worths: FloatArray, width: float) -> None:
-        """Add the best distinct directions, solve for all amplitudes, and drop those that get none."""
+        """Add the best distinct directions, solve for all amplitudes, and drop those that get none; then the same out of the pool.
+
+        The pool holds what was found before: where V comes to violate h <= beta at one of them again, it costs no search.
+        """
+        self.pool = np.concatenate([found[_distinct(found, worths, 0.5 * self.beta)], self.pool])[:POOL]
+        for _ in range(CORRECTIONS):
+            self.add(found, worths, width)
+            found = self.pool
+            worths = np.linalg.norm(np.maximum(self.exact @ found.T, 0.0).T @ self.gradient(width), axis=1)
+            if float(np.max(worths, initial=0.0)) <= self.beta * (1.0 + 0.1 * self.gap):
+                break
+
+    def add(self, found: FloatArray, worths: FloatArray, width: float) -> None:
+        """Solve for the amplitudes of the present neurons and of the best distinct ones among those found."""
         threshold = self.beta + 0.1 * max(0.0, float(np.max(worths)) - self.beta)
         chosen = _distinct(found, worths, threshold)
         directions = np.concatenate([self.neurons.directions, found[chosen]])
         outputs = np.concatenate([self.neurons.outputs, np.zeros((len(chosen), self.y.shape[1]))])
-        features = np.maximum(self.basis @ directions.T, 0.0)
+        features = np.maximum(self.exact @ directions.T, 0.0)
         outputs = fit_amplitudes(features, self.y, outputs, self.beta, self.smooth_loss(width))
         self.accept(_Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0))
 
     def polish(self) -> None:
-        """Descend once more from the best neurons with ever sharper kinks: the last digits, which rounds don't pay for."""
+        """Descend once more from the best neurons with ever sharper kinks, as long as that gains a hundredth of the tolerance."""
         self.neurons = self.best
         for width in POLISH:
+            before = self.lowest
             if len(self.best.outputs):
-                self.accept(_Neurons(*slide(self.basis, self.y, *self.best, self.beta, self.smooth_loss(width), width, steps=300)))
+                self.accept(_Neurons(*slide(self.exact, self.y, *self.best, self.beta, self.smooth_loss(width), width, steps=300)))
+            if before - self.lowest <= 0.01 * self.settings.tolerance * before:
+                break
 
     def slide(self, width: float) -> None:
         """Descend on directions and outputs together, then merge neurons as far as that costs little of the gap."""

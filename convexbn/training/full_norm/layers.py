@@ -36,7 +36,7 @@ class FullNorm(_BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         gradient: Gradient = "adjoint",
-        process_group: Any = None,
+        process_group: distributed.ProcessGroup | None = None,
     ) -> None:
         if not track_running_stats:
             raise InputError("track_running_stats = False leaves full normalisation nothing to normalise by: leave it True")
@@ -182,16 +182,17 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         h, weight, mean, var = ctx.saved_tensors
         layer: FullNorm = ctx.layer
-        dims, shape = all_but_channels(h), (1, -1, *[1] * (h.dim() - 2))
-        inverse = (var + layer.eps).rsqrt()
-        g, z = gradient.to(mean.dtype), (h.to(mean.dtype) - mean.view(shape)) * inverse.view(shape)
-        of_bias, of_weight = g.sum(dims), (g * z).sum(dims)
+        of_input, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, h, weight, mean, var, None, None, False, layer.eps, [True, True, True]
+        )
         if layer.gradient != "stop":
-            adjoint_bias, adjoint_weight = layer.adjoints(torch.stack([of_bias, of_weight])) / (h.numel() // h.shape[1])
-            g = g - adjoint_bias.view(shape) - adjoint_weight.view(shape) * z
-        scale = inverse if weight is None else inverse * weight
+            shape, inverse = (1, -1, *[1] * (h.dim() - 2)), (var + layer.eps).rsqrt()
+            scale = inverse if weight is None else inverse * weight
+            means = layer.adjoints(torch.stack([of_bias, of_weight])) * (scale * h.shape[1] / h.numel())
+            through_statistics = (h - mean.view(shape)).mul_((means[1] * inverse).view(shape)).add_(means[0].view(shape))
+            of_input = torch.sub(of_input, through_statistics, out=through_statistics).to(h.dtype)
         needs = ctx.needs_input_grad
-        return (g * scale.view(shape)).to(h.dtype), of_weight if needs[1] else None, of_bias if needs[2] else None, None
+        return of_input, of_weight if needs[1] else None, of_bias if needs[2] else None, None
 
 
 def all_but_channels(h: Tensor) -> list[int]:

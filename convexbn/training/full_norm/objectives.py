@@ -56,10 +56,7 @@ def full_norm_objective(model: nn.Module, batches: Batches, loss: MeanLoss) -> f
         F_FN(theta) = (1/N) sum_{i in D} loss_i( theta; m(D, theta), v(D, theta) ).
 
     It is F_BN of the one batch D, and the same for every partition into batches, which only says how much fits in memory.
-
-    Parameters, returns and errors
-    ------------------------------
-    As in `batch_norm_objective`; in addition, InputError for a layer that is used more than once.
+    Parameters, returned number and errors are those of `batch_norm_objective`; a layer that is used more than once is an error too.
 
     Source: Lian and Liu 2019.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -32,7 +32,8 @@ def set_exact_statistics(model: nn.Module, batches: Batches, loss: MeanLoss | No
     ----------
     model : with `BatchNorm` or `FullNorm` layers, each used once; everything else it does in eval mode (no dropout)
     batches : the N samples as pairs of inputs and targets, in batches of any kind; the same samples at every run through them
-    loss : (outputs, targets) to the mean over the samples of a batch; adjoints need `FullNorm` layers
+    loss : (outputs, targets) to the mean over the samples of a batch; adjoints need `FullNorm` layers. They are in the unit of this
+        loss: if training divides its loss by a number, to accumulate gradients for instance, divide this one too
 
     Raises
     ------
@@ -112,24 +113,31 @@ def take_statistics(layer: _BatchNorm, h: Tensor) -> None:
 
 
 class _Moments:
-    """Count, mean and sum of squares around it of a layer's inputs, batch after batch."""
+    """Mean and variance of a layer's inputs, batch after batch."""
 
     def __init__(self) -> None:
         self.count, self.batches = 0, 0
-        self.mean = self.squares = torch.zeros(())
+        self.mean = self.var = torch.zeros(())
 
     def add(self, h: Tensor) -> None:
-        """Pool with another batch, by the formula of Chan, Golub and LeVeque (1979): no cancellation of large means."""
+        """Pool with another batch, by the formula of Chan, Golub and LeVeque (1979), in which large means don't cancel."""
         var, mean = torch.var_mean(h.to(torch.float64), all_but_channels(h), correction=0)
-        count, shift = h.numel() // h.shape[1], mean - self.mean.to(mean)
-        total = self.count + count
-        self.squares = self.squares.to(mean) + count * var + self.count * count / total * shift.square()
-        self.mean = self.mean.to(mean) + count / total * shift
+        total = self.count + h.numel() // h.shape[1]
+        old, new = self.count / total, 1.0 - self.count / total
+        shift = mean - self.mean.to(mean)
+        self.var = old * self.var.to(mean) + new * var + old * new * shift.square()
+        self.mean = self.mean.to(mean) + new * shift
         self.count, self.batches = total, self.batches + 1
 
 
 def _settle_statistics(model: nn.Module, layers: list[_BatchNorm], batches: Batches) -> None:
-    """Pass over the data until nothing changes: the first pass settles the first layers, the next those that follow them."""
+    """Pass over the data until nothing changes: the first pass settles the first layers, the next those that follow them.
+
+    Where all samples are one batch, each layer can take its statistics before it works, and the first pass settles all.
+    """
+    if isinstance(batches, Sequence) and len(batches) == 1:
+        with torch.no_grad(), seen(layers, take_statistics):
+            model(batches[0][0])
     for _ in layers:
         moments = {layer: _Moments() for layer in layers}
         number = 0
@@ -154,7 +162,7 @@ def _set_statistics(layer: _BatchNorm, moments: _Moments, batches: int) -> bool:
         raise InputError(f"model uses one and the same {type(layer).__name__} more than once: give each place a layer of its own")
     if not moments.batches:
         return False
-    mean, var = moments.mean.to(layer.running_mean), (moments.squares / moments.count).to(layer.running_var)
+    mean, var = moments.mean.to(layer.running_mean), moments.var.to(layer.running_var)
     changed = not (torch.equal(mean, layer.running_mean) and torch.equal(var, layer.running_var))
     layer.running_mean.copy_(mean)
     layer.running_var.copy_(var)

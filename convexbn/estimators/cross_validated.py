@@ -1,0 +1,184 @@
+"""Regression and classification with beta chosen by cross-validation along regularisation paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import accuracy_score, check_scoring, mean_squared_error
+from sklearn.model_selection import check_cv
+from sklearn.utils.parallel import Parallel, delayed
+
+from convexbn.estimators.plain import Classification, Regression, Shell
+from convexbn.losses import Loss
+from convexbn.path import choose_betas, networks_along
+from convexbn.progress import console
+from convexbn.validation import FloatArray
+
+IntArray = npt.NDArray[np.intp]
+Scorer = Callable[[Any, npt.ArrayLike, npt.ArrayLike], float]
+
+
+class CrossValidated(Shell):
+    """A path of networks for each fold, the beta with the best mean score, and the certified fit of all data at that beta.
+
+    A fold of k among n samples is trained at beta sqrt(k / n): the loss is a sum over samples and a function of given size on k
+    of them has neurons of length sqrt(k), so this is the same trade between mean loss and size of the function.
+    """
+
+    beta_: float
+    betas_: FloatArray
+    scores_: FloatArray
+
+    def __init__(
+        self,
+        *,
+        betas: int | npt.ArrayLike = 20,
+        smallest: float = 0.01,
+        loss: str | Loss,
+        cv: Any = None,
+        scoring: str | Scorer | None = None,
+        n_jobs: int | None = None,
+        seed: int = 0,
+        proof_seconds: float = 0.0,
+        verbose: bool = False,
+    ) -> None:
+        self.betas = betas
+        self.smallest = smallest
+        self.loss = loss
+        self.cv = cv
+        self.scoring = scoring
+        self.n_jobs = n_jobs
+        self.seed = seed
+        self.proof_seconds = proof_seconds
+        self.verbose = verbose
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
+        """Choose beta for X (n, d) and y, and train on all of them at that beta."""
+        rows, labels = self._validated(X, y)
+        targets, loss = self._encoded(labels), self._objective()
+        given: Any = self.betas
+        listed, count = (None, given) if np.ndim(given) == 0 else (given, 1)
+        self.betas_ = choose_betas(rows, targets, listed, count, smallest=self.smallest, loss=loss)
+        splits = check_cv(self.cv, labels, classifier=isinstance(self, Classification)).split(rows, labels)
+        scorer = self._default_score if self.scoring is None else check_scoring(self, scoring=self.scoring)
+        found = Parallel(n_jobs=self.n_jobs)(delayed(_scores_of_fold)(self, rows, labels, *split, scorer) for split in splits)
+        self.scores_ = np.array(found)
+        means = self.scores_.mean(axis=0)
+        self.beta_ = float(self.betas_[np.argmax(means)])
+        if self.verbose:
+            console().print(f"convexbn: beta {self.beta_:.6g} of {len(means)} has the best mean score, {np.max(means):.4g}")
+        return self._train(rows, targets, beta=self.beta_)
+
+    @staticmethod
+    def _default_score(model: Any, X: npt.ArrayLike, y: npt.ArrayLike) -> float:
+        """The score where `scoring` is None; the larger the better."""
+        raise NotImplementedError
+
+
+def _scores_of_fold(
+    estimator: CrossValidated, X: FloatArray, y: npt.NDArray[Any], train: IntArray, test: IntArray, scorer: Scorer
+) -> list[float]:
+    """The scores on the `test` rows of the networks that the `train` rows give along the betas; every class keeps its output."""
+    model = copy(estimator)
+    model.__dict__.pop("feature_names_in_", None)  # the rows are an array by now
+    rows, targets = X[train], model._encoded(y[train])
+    scores = []
+    betas = estimator.betas_ * np.sqrt(len(rows) / len(X))
+    for network in networks_along(rows, targets, betas, loss=model._objective(), seed=model.seed):
+        model.network_ = network
+        scores.append(float(scorer(model, X[test], y[test])))
+    return scores
+
+
+class ConvexBNRegressorCV(CrossValidated, Regression):
+    """`ConvexBNRegressor` with beta chosen by cross-validation, as `LassoCV` chooses its alpha.
+
+    Each fold's networks are solved along the path, each from the one before; then the chosen beta is solved and certified on all
+    data. A fold of k among n samples is trained at beta sqrt(k / n), which weighs its mean loss alike.
+
+    Parameters
+    ----------
+    betas : how many betas, evenly on a log scale from beta_max of all data down; or the betas, absolute, in any order
+    smallest : the last of so many, as a fraction of beta_max
+    loss : "squared" or "huber"
+    cv : folds, as scikit-learn takes them: a number (None stands for 5), a splitter, or pairs of indices, such as
+        `GroupKFold().split(X, y, groups)`
+    scoring : a name or scorer of scikit-learn's; None stands for minus the mean squared error
+    n_jobs : folds at once, as joblib takes it
+    seed, proof_seconds, verbose : as in `ConvexBNRegressor`
+
+    Attributes
+    ----------
+    beta_ : the one with the best mean score, the largest of those that tie
+    betas_ : (betas,) falling
+    scores_ : (folds, betas)
+    fit_, network_, intercept_ : of all data at beta_, as in `ConvexBNRegressor`
+    """
+
+    def __init__(
+        self,
+        *,
+        betas: int | npt.ArrayLike = 20,
+        smallest: float = 0.01,
+        loss: str | Loss = "squared",
+        cv: Any = None,
+        scoring: str | Scorer | None = None,
+        n_jobs: int | None = None,
+        seed: int = 0,
+        proof_seconds: float = 0.0,
+        verbose: bool = False,
+    ) -> None:
+        given = {"cv": cv, "scoring": scoring, "n_jobs": n_jobs, "seed": seed, "proof_seconds": proof_seconds, "verbose": verbose}
+        super().__init__(betas=betas, smallest=smallest, loss=loss, **given)
+
+    @staticmethod
+    def _default_score(model: Any, X: npt.ArrayLike, y: npt.ArrayLike) -> float:
+        return -float(mean_squared_error(y, model.predict(X)))
+
+
+class ConvexBNClassifierCV(CrossValidated, Classification):
+    """`ConvexBNClassifier` with beta chosen by cross-validation, as `LogisticRegressionCV` chooses its C.
+
+    Each fold's networks are solved along the path, each from the one before; then the chosen beta is solved and certified on all
+    data. A fold of k among n samples is trained at beta sqrt(k / n), which weighs its mean loss alike.
+
+    Parameters
+    ----------
+    betas, smallest, n_jobs, seed, proof_seconds, verbose : as in `ConvexBNRegressorCV`
+    loss : as in `ConvexBNClassifier`
+    cv : folds, as there; stratified by class where it is a number or None
+    scoring : a name or scorer of scikit-learn's; None stands for the mean log-likelihood of the held-out classes (minus the log
+        loss) with logistic and softmax loss, and else for the accuracy
+
+    Attributes
+    ----------
+    beta_, betas_, scores_ : as in `ConvexBNRegressorCV`
+    fit_, network_, classes_ : of all data at beta_, as in `ConvexBNClassifier`
+    """
+
+    def __init__(
+        self,
+        *,
+        betas: int | npt.ArrayLike = 20,
+        smallest: float = 0.01,
+        loss: str | Loss = "logistic",
+        cv: Any = None,
+        scoring: str | Scorer | None = None,
+        n_jobs: int | None = None,
+        seed: int = 0,
+        proof_seconds: float = 0.0,
+        verbose: bool = False,
+    ) -> None:
+        given = {"cv": cv, "scoring": scoring, "n_jobs": n_jobs, "seed": seed, "proof_seconds": proof_seconds, "verbose": verbose}
+        super().__init__(betas=betas, smallest=smallest, loss=loss, **given)
+
+    @staticmethod
+    def _default_score(model: Any, X: npt.ArrayLike, y: npt.ArrayLike) -> float:
+        if model._objective().name not in ("logistic", "softmax"):
+            return float(accuracy_score(y, model.predict(X)))
+        shares = model.predict_proba(X)[np.arange(len(np.asarray(y))), np.searchsorted(model.classes_, y)]
+        return float(np.mean(np.log(np.maximum(shares, np.finfo(float).tiny))))

@@ -21,6 +21,7 @@ from convexbn.whitening import Whitening, whiten
 
 # Branch and bound begins where the relaxation leaves a larger gap.
 PROOF_GAP = 1e-3
+HOPELESS_GAP = 0.1  # with many columns; from there minutes win little
 DUAL_STEPS = (100, 400)
 
 
@@ -224,7 +225,9 @@ class _Judge:
             better = self.scaled(v, price_everywhere(self.basis, v, seconds=max(2.0, 0.5 * left)))
             found = max(found, better, key=lambda bound: bound.proved)
             left = max(0.0, seconds - (time.perf_counter() - start))
-            if objective - found.proved <= PROOF_GAP * objective or left == 0.0:
+            gap = objective - found.proved
+            hopeless = self.basis.shape[1] > BOX_COLUMNS and gap > HOPELESS_GAP * objective
+            if gap <= PROOF_GAP * objective or left == 0.0 or hopeless:
                 return found
         return found if self.y.ndim > 1 else max(found, self._by_search(found, left), key=lambda bound: bound.proved)
 

@@ -19,6 +19,7 @@ from convexbn.network import Network, merge, recover
 from convexbn.pricing import evolve, is_square, price_dual, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
+from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, Status
 from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets
@@ -265,12 +266,16 @@ def _nothing(program: Program) -> Solution:
 
 
 def _simplest(whitening: Whitening, solution: Solution, data: FloatArray, program: Program) -> Network:
-    """The network with the fewest neurons whose objective is, to 1e-7, the best that the solver's neurons give."""
+    """The network with the fewest neurons whose objective is, to 1e-7, the best that the solver's neurons give.
+
+    No network needs more than n + 1 neurons (for each output): what a solver leaves beyond that is pruned.
+    """
     thresholds = ((1e-3, 1e-4), (1e-4, 1e-6), (1e-5, 1e-8), (0.0, 0.0))
     networks = [recover(whitening, *merge(solution.directions, solution.outputs, angle=a, smallest=s)) for a, s in thresholds]
     objectives = [network.objective(data, program.y, program.loss, program.beta) for network in networks]
     good = [network for network, value in zip(networks, objectives, strict=True) if value <= min(objectives) * (1.0 + 1e-7)]
-    return min(good, key=lambda network: network.neurons)
+    simplest = min(good, key=lambda network: network.neurons)
+    return prune_network(simplest, data) if simplest.neurons > program.y.size + 1 else simplest
 
 
 @contextmanager

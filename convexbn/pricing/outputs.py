@@ -31,7 +31,7 @@ def bound_over_outputs(
     outputs: FloatArray,
     lower: float,
     *,
-    tolerance: float = 1e-3,
+    tolerance: float = 3e-4,
     seconds: float = 2.0,
 ) -> Price:
     """A proved upper bound on h(V) = max over ||s|| <= 1 of ||V^T (U's)_+||, V of shape (n, C), good to `tolerance` if time suffices.

@@ -12,7 +12,7 @@ import numpy as np
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from convexbn.losses import Loss
 from convexbn.network import merge
-from convexbn.pricing import climb, evolve, random_directions
+from convexbn.pricing import climb, evolve, local_search, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.smoothing import Smoothed
@@ -31,8 +31,8 @@ PRICINGS = 3  # rounds of pricing and amplitudes before each slide
 POOL = 500  # directions that are remembered, and priced again without a search
 CORRECTIONS = 5  # amplitude solves with neurons out of the pool before the next search
 GENERATIONS = 2  # of each search
-CLIMBS = 8  # of the best directions, before the gap is believed
-CONFIRM = 4  # times as many starts, and three times as many generations, before the gap is believed
+CONFIRM, FEET = 8, 32  # times as many starts, and so many climbs, before the gap is believed;
+CONFIRMATIONS = 3  # times over: one search in three misses the highest maximum
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class SlidingFrankWolfe:
                     _print(len(state.trace), state.trace[-1])
             if state.gap <= self.tolerance:
                 status = Status.OPTIMAL
-            state.polish()
+            state.polish(start + 1.1 * self.seconds)
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
         trace = state.trace
@@ -174,7 +174,7 @@ class _State:
         self.slide(self.width)
         self.width = max(LAST_WIDTH, min(self.width, WIDTH_PER_GAP * self.gap))
         for _ in range(PRICINGS):
-            found, worths = self.price(self.gradient(self.width), self.settings.starts, GENERATIONS)
+            found, worths = self.price()
             if self.gap <= self.settings.tolerance:
                 break
             self.insert(found, worths, self.width)
@@ -208,16 +208,29 @@ class _State:
         """V = -grad L at the present predictions."""
         return -self.smooth_loss(width).gradient(self.predictions(self.neurons), self.y)
 
-    def price(self, v: FloatArray, starts: int, generations: int) -> tuple[FloatArray, FloatArray]:
-        """Search from random directions and the present neurons, and keep V where its estimated bound is the best so far."""
-        self.draws += 1
-        seed = (self.settings.seed, self.draws)
-        random = np.concatenate([random_directions(starts, self.basis.shape[1], seed), self.neurons.directions])
-        rough = self.basis.dtype
-        found, worths = evolve(self.basis, v.astype(rough), random.astype(rough), seed=seed, children=starts, generations=generations)
-        found, worths = found.astype(np.float64), worths.astype(np.float64)
+    def price(self) -> tuple[FloatArray, FloatArray]:
+        """Search at the present V, and keep V where its estimated bound is the best so far."""
+        v = self.gradient(self.width)
+        found, worths = self.search(v, self.settings.starts)
         self.believe(v, float(np.max(worths)))
         return found, worths
+
+    def search(self, v: FloatArray, starts: int, feet: int = 0) -> tuple[FloatArray, FloatArray]:
+        """Directions with a large h, and h of each: from random starts and the neurons, between the best, and up from some `feet`.
+
+        Local maxima of h are many, nearly equal, and mostly on ridges: climbs find higher ones than ten times as many starts, at a
+        price that only the last look is worth.
+        """
+        self.draws += 1
+        seed, rough = (self.settings.seed, self.draws), self.basis.dtype
+        known, column = random_directions(starts, self.basis.shape[1], seed), v.astype(rough)
+        if feet:
+            fresh = local_search(self.basis, column, known.astype(rough))[0].astype(np.float64)
+            heights = np.linalg.norm(v.T @ np.maximum(self.exact @ fresh.T, 0.0), axis=0)
+            known = np.concatenate([[climb(self.exact, v, fresh[j]) for j in np.argsort(-heights)[:feet]], fresh])
+        known = np.concatenate([known, self.neurons.directions]).astype(rough)
+        found, worths = evolve(self.basis, column, known, seed=seed, children=self.settings.starts, generations=GENERATIONS)
+        return found.astype(np.float64), worths.astype(np.float64)
 
     def believe(self, v: FloatArray, worth: float) -> None:
         """Keep V and the bound that it has if `worth` is h(V), where that is the best so far."""
@@ -227,15 +240,15 @@ class _State:
             self.bound, self.dual = bound, v
 
     def confirm(self) -> None:
-        """Search again, with more starts and up to the ridges, before the bound of the best dual point is believed."""
-        v, self.bound = self.dual, -np.inf
-        found, worths = self.price(v, CONFIRM * self.settings.starts, 3 * GENERATIONS)
-        tops = np.array([climb(self.exact, v, found[j]) for j in np.argsort(-worths)[:CLIMBS]])
-        heights = np.linalg.norm(v.T @ np.maximum(self.exact @ tops.T, 0.0), axis=0)
-        self.bound = -np.inf
-        self.believe(v, max(float(np.max(worths)), float(np.max(heights))))
-        if self.gap > self.settings.tolerance:
-            self.insert(np.concatenate([tops, found]), np.concatenate([heights, worths]), LAST_WIDTH)
+        """Search again and again, with more starts, before the bound of the best dual point is believed."""
+        v, worth, self.bound = self.dual, 0.0, -np.inf
+        for _ in range(CONFIRMATIONS):
+            found = np.concatenate([self.search(v, CONFIRM * self.settings.starts, FEET)[0], self.pool, self.best.directions])
+            worths = np.linalg.norm(v.T @ np.maximum(self.exact @ found.T, 0.0), axis=0)
+            worth, self.bound = max(worth, float(np.max(worths))), -np.inf
+            self.believe(v, worth)
+            if self.gap > self.settings.tolerance:
+                return self.insert(found, worths, LAST_WIDTH)
 
     def insert(self, found: FloatArray, worths: FloatArray, width: float) -> None:
         """Add the best distinct directions, solve for all amplitudes, and drop those that get none; then the same out of the pool.
@@ -260,10 +273,12 @@ class _State:
         outputs = fit_amplitudes(features, self.y, outputs, self.beta, self.smooth_loss(width))
         self.accept(_Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0))
 
-    def polish(self) -> None:
+    def polish(self, deadline: float) -> None:
         """Descend once more from the best neurons with ever sharper kinks, as long as that gains a hundredth of the tolerance."""
         self.neurons = self.best
         for width in POLISH:
+            if time.perf_counter() > deadline:
+                break
             before = self.lowest
             if len(self.best.outputs):
                 self.accept(_Neurons(*slide(self.exact, self.y, *self.best, self.beta, self.smooth_loss(width), width, steps=300)))

@@ -11,9 +11,10 @@ from convexbn.arrangements import Arrangements, count_arrangements, enumerate_ar
 from convexbn.certificate import Certificate, Evidence, certify
 from convexbn.export import from_torch, to_torch
 from convexbn.fit import Fit, beta_max, fit_convex_bn
-from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
+from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared
 from convexbn.network import Network, neurons_of, recover
 from convexbn.program import Program
+from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, SolverError, SolverUnavailable, Status
 from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe
 from convexbn.validation import ConvexBNError, InputError
@@ -42,6 +43,7 @@ __all__ = [
     "Network",
     "Program",
     "SlidingFrankWolfe",
+    "Softmax",
     "Solution",
     "Solver",
     "SolverError",
@@ -56,6 +58,7 @@ __all__ = [
     "fit_convex_bn",
     "from_torch",
     "neurons_of",
+    "prune_network",
     "recover",
     "sample_arrangements",
     "to_torch",

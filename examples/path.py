@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python examples/path.py [--quick] [--picture PATH]
 
-Logistic loss, 569 samples, ten features, the means. Each point is the global optimum at its beta, solved from the point before; the bound
+Logistic loss, 569 samples, 30 features. Each point is the global optimum at its beta, solved from the point before; the bound
 beside it is proved over all networks of every width. Five-fold cross-validation along the same betas says which one to take.
 """
 
@@ -55,7 +55,7 @@ def draw(path: RegularisationPath, model: ConvexBNClassifierCV, target: Path) ->
     draw_scores(axes[2], path, model)
     titles = (
         "the objective and how far below it the optimum can be",
-        "the neurons of the optimum",
+        "its neurons",
         "the loss of held-out samples, five folds",
     )
     for panel, title in zip(axes, titles, strict=True):
@@ -77,7 +77,7 @@ def draw_scores(panel: Any, path: RegularisationPath, model: ConvexBNClassifierC
     panel.plot(fractions, mean, "o-", color=ORANGE, ms=4, lw=1.2, label="mean")
     panel.plot(model.beta_ / path.beta_max, mean.min(), "o", color="white", mec=ORANGE, mew=1.6, ms=8, label="the chosen beta")
     panel.set(ylabel="log loss", yscale="log", yticks=ticks, yticklabels=[f"{tick:g}" for tick in ticks])
-    panel.minorticks_off()
+    panel.yaxis.minorticks_off()
     panel.legend(frameon=False, loc="lower right")
 
 
@@ -88,8 +88,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="PATH")
     arguments = parser.parse_args()
     X, y = load_breast_cancer(return_X_y=True)
-    X, y = (X[:120, :6], y[:120]) if arguments.quick else (X[:, :10], y)
-    count, smallest, folds = (4, 0.1, 2) if arguments.quick else (10, 0.01, 5)
+    X, y = (X[:120, :6], y[:120]) if arguments.quick else (X, y)
+    count, smallest, folds = (4, 0.1, 2) if arguments.quick else (8, 0.01, 5)
     path = fit_path(X, np.where(y == 1, 1.0, -1.0), count=count, smallest=smallest, loss="logistic")
     splits = StratifiedKFold(folds, shuffle=True, random_state=0)
     model = ConvexBNClassifierCV(betas=path.betas, cv=splits).fit(X, y)

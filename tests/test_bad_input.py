@@ -184,7 +184,14 @@ NEURON = recover(whiten(X), np.eye(3)[:1], np.ones((1, 2)))
         (lambda: beta_max(X, PAIRS, arrangements=LISTED), "(arrangements|y)"),
         (lambda: beta_max(X, PAIRS, arrangements=5), "(arrangements|y)"),
     ],
-    ids=["certify on a list", "dual of one output", "network of two outputs", "network of two for three", "beta_max on a list", "on a sample"],
+    ids=[
+        "certify on a list",
+        "dual of one output",
+        "network of two outputs",
+        "network of two for three",
+        "beta_max on a list",
+        "on a sample",
+    ],
 )
 def test_several_outputs_where_they_do_not_fit_are_named(call: Callable[[], object], argument: str) -> None:
     with pytest.raises(InputError, match=rf"^{argument}\b"):

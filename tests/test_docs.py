@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import convexbn
+import convexbn.datasets
 import convexbn.training
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +87,9 @@ def test_named_objects_exist(document):
 def test_the_list_of_public_names_is_complete():
     rows = re.findall(r"^\| `([\w.]+)` \| .+ \|$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     assert len(rows) == len(set(rows))
-    assert set(rows) == {*convexbn.__all__, *(f"training.{name}" for name in convexbn.training.__all__)}
+    modules = (convexbn.training, convexbn.datasets)
+    inside = {f"{module.__name__.removeprefix('convexbn.')}.{name}" for module in modules for name in module.__all__}
+    assert set(rows) == {*convexbn.__all__, *inside}
 
 
 def write(document: Path) -> None:

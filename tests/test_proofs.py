@@ -15,19 +15,21 @@ from problems import LOSSES, Problem, best_of_lbfgs, objective_of, random_networ
 
 from convexbn import Certificate, Evidence, Fit, Loss, Network, SlidingFrankWolfe, beta_max, certify, fit_convex_bn, recover, whiten
 from convexbn.losses import Softmax
-from convexbn.pricing import everywhere, outputs
+from convexbn.pricing import dual_point, everywhere, outputs
 
 SEVERAL: tuple[Loss, ...] = (*LOSSES, Softmax())
 KINDS_OF_DUAL = ("zero", "random", "wrong sign", "stretched", "huge", "tiny", "one entry")
 SIZES = ((4, 3), (3, 2, 2), (1, 6))
+QUICK = SlidingFrankWolfe(tolerance=1e-4, seconds=1.0)
 each_loss = pytest.mark.parametrize("loss", SEVERAL, ids=lambda loss: loss.name)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def hurry() -> Iterator[None]:
-    """Proofs over output directions stop at sixty vertices: less tight, as valid, and the same on slow machines."""
+    """Proofs stop at a dozen vertices and dual points after one descent: less tight, as valid, and the same on slow machines."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outputs, "VERTICES", 60)
+        patch.setattr(outputs, "VERTICES", 12)
+        patch.setattr(dual_point, "TEMPERATURES", (0.03,))
         yield
 
 
@@ -48,8 +50,8 @@ def largest(loss: Loss) -> float:
 @cache
 def solved(loss: Loss, fraction: float = 0.4) -> Fit:
     """The problem above by the sliding solver, at a fraction of beta_max."""
-    problem, solver = problem_of(loss), SlidingFrankWolfe(tolerance=1e-4, seconds=1.0)
-    return fit_convex_bn(problem.X, problem.y, loss=loss, beta=fraction * largest(loss), solver=solver, proof_seconds=0.5)
+    problem = problem_of(loss)
+    return fit_convex_bn(problem.X, problem.y, loss=loss, beta=fraction * largest(loss), solver=QUICK, proof_seconds=0.5)
 
 
 def judged(loss: Loss, network: Network, fraction: float = 0.4, dual: np.ndarray | None = None) -> Certificate:
@@ -130,7 +132,7 @@ def test_a_column_of_zeros_is_the_program_of_one_output(loss: Loss) -> None:
     y, wide = problem.y[:, 0], np.column_stack([problem.y[:, 0], np.zeros(9)])
     beta = 0.4 * beta_max(problem.X, y, loss=loss)
     single = fit_convex_bn(problem.X, y, loss=loss, beta=beta, arrangements="all", solver="CLARABEL").certificate
-    double = fit_convex_bn(problem.X, wide, loss=loss, beta=beta, proof_seconds=0.5).certificate
+    double = fit_convex_bn(problem.X, wide, loss=loss, beta=beta, solver=QUICK, proof_seconds=0.5).certificate
     assert beta_max(problem.X, wide, loss=loss) == pytest.approx(beta / 0.4, rel=1e-6)
     assert double.objective == pytest.approx(single.objective, rel=1e-4)
     assert double.bound <= single.objective * (1.0 + 1e-9)
@@ -143,7 +145,7 @@ def test_softmax_of_two_classes_is_logistic_at_another_beta() -> None:
     beta = 0.4 * beta_max(problem.X, labels, loss="logistic")
     single = fit_convex_bn(problem.X, labels, loss="logistic", beta=beta, arrangements="all", solver="CLARABEL").certificate
     y = np.column_stack([labels > 0, labels < 0]).astype(float)
-    double = fit_convex_bn(problem.X, y, loss="softmax", beta=beta * 2**0.5, proof_seconds=0.1).certificate
+    double = fit_convex_bn(problem.X, y, loss="softmax", beta=beta * 2**0.5, solver=QUICK, proof_seconds=0.1).certificate
     assert double.objective == pytest.approx(single.objective, rel=1e-4)
     assert double.bound <= single.objective * (1.0 + 1e-9)
 
@@ -164,7 +166,7 @@ def suggestion(kind: str, dual: np.ndarray, seed: int) -> np.ndarray:
 
 
 @each_loss
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 1e3]), st.sampled_from([1e-6, 0.4, 0.999]))
 def test_bounds_of_random_networks_hold(loss: Loss, seed: int, size: float, fraction: float) -> None:
     problem = problem_of(loss)
@@ -179,7 +181,7 @@ def zero_objective(loss: Loss) -> float:
     return loss.value(np.zeros(problem.y.shape), problem.y)
 
 
-@each_loss
+@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[2], Softmax()], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("kind", KINDS_OF_DUAL)
 def test_no_dual_lifts_the_bound_above_the_optimum(loss: Loss, kind: str) -> None:
     fit = solved(loss)
@@ -227,7 +229,7 @@ def test_a_needle_that_no_search_finds_is_in_the_bound(loss: Loss, monkeypatch: 
     y = np.zeros((31, 2)) if loss.name == "squared" else np.eye(2)[np.zeros(31, dtype=int)]
     y[-1] = [0.0, 1.0] if loss.name == "softmax" else [3.0, 4.0]
     beta = 0.5 * beta_max(X, y, loss=loss)
-    good = fit_convex_bn(X, y, loss=loss, beta=beta, proof_seconds=0.1)
+    good = fit_convex_bn(X, y, loss=loss, beta=beta, solver=QUICK, proof_seconds=0.1)
 
     def blind(basis: np.ndarray, v: np.ndarray, starts: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         constant = np.eye(basis.shape[1])[[-1]]
@@ -246,9 +248,7 @@ def test_turned_outputs_and_moved_samples_change_nothing(loss: Loss) -> None:
     order, columns = np.random.default_rng(1).permutation(9), np.arange(problem.y.shape[1])[::-1]
     network = replace(fit.network, outputs=fit.network.outputs[:, columns])
     dual = fit.certificate.dual[order][:, columns]
-    moved = certify(
-        problem.X[order], problem.y[order][:, columns], network, beta=fit.program.beta, loss=loss, dual=dual, seconds=0.05
-    )
+    moved = certify(problem.X[order], problem.y[order][:, columns], network, beta=fit.program.beta, loss=loss, dual=dual, seconds=0.05)
     assert moved.objective == pytest.approx(fit.certificate.objective, rel=1e-12)
     assert moved.bound <= fit.certificate.objective
     assert moved.bound >= 0.9 * fit.certificate.bound

@@ -1,5 +1,7 @@
 """Sliding Frank-Wolfe against the enumerated program, and the words of the certificate on what it finds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,9 @@ from problems import LOSSES, random_problem
 from convexbn import (
     Certificate,
     Evidence,
+    Huber,
+    InputError,
+    Logistic,
     Program,
     SlidingFrankWolfe,
     Squared,
@@ -21,7 +26,7 @@ from convexbn import (
     recover,
     whiten,
 )
-from convexbn.solvers.descent import fit_amplitudes
+from convexbn.solvers.descent import curvature, fit_amplitudes
 
 
 def tabular(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,14 +149,96 @@ def test_limits_are_told():
     assert len(solution.trace) == 1
 
 
-def test_amplitudes_solve_the_group_lasso():
-    """Optimality: the price of each column is at most beta, and beta where it is used."""
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("loss", [Squared(), Huber(0.7)], ids=lambda loss: loss.name)
+def test_amplitudes_solve_the_group_lasso(loss, outputs):
+    """Optimality: the price of each column is at most beta, and beta where it is used. Two columns are equal, one vanishes."""
     generator = np.random.default_rng(0)
-    features, y = generator.standard_normal((30, 8)), generator.standard_normal((30, 2))
-    outputs = fit_amplitudes(features, y, np.zeros((8, 2)), 5.0, Squared(), steps=5000, tolerance=1e-12)
-    prices = features.T @ (y - features @ outputs)
-    used = np.linalg.norm(outputs, axis=1) > 0
+    features, y = generator.standard_normal((30, 8)), generator.standard_normal((30, outputs))
+    features[:, 5], features[:, 6] = features[:, 4], 0.0
+    beta = 0.5 * float(np.max(np.linalg.norm(features.T @ loss.gradient(np.zeros_like(y), y), axis=1)))
+    amplitudes = fit_amplitudes(features, y, np.zeros((8, outputs)), beta, loss)
+    prices = -features.T @ loss.gradient(features @ amplitudes, y)
+    size = np.linalg.norm(amplitudes, axis=1)
+    used = size > 0
     assert used.any()
     assert not used.all()
-    assert np.linalg.norm(prices[~used], axis=1).max() <= 5.0
-    assert prices[used] == pytest.approx(5.0 * outputs[used] / np.linalg.norm(outputs[used], axis=1, keepdims=True), rel=1e-6)
+    assert np.linalg.norm(prices[~used], axis=1).max() <= beta * (1.0 + 1e-6)
+    assert prices[used] == pytest.approx(beta * amplitudes[used] / size[used, None], rel=1e-4, abs=1e-6)
+
+
+def test_curvatures_are_second_derivatives():
+    f, y = np.linspace(-2.0, 2.0, 9)[:, None], np.sign(np.linspace(-1.0, 1.1, 9))[:, None]
+    chance = 1.0 / (1.0 + np.exp(-f))
+    assert curvature(f, y, Logistic()) == pytest.approx(chance * (1.0 - chance), rel=1e-6)
+    assert curvature(f, 0.3 * y, Squared()) == pytest.approx(np.ones_like(f), rel=1e-6)
+
+
+class Interrupting(Squared):
+    """A loss that presses Ctrl-C at a given call."""
+
+    def __init__(self, calls: int) -> None:
+        object.__setattr__(self, "left", [calls])
+
+    def gradient(self, f, y):
+        self.left[0] -= 1
+        if self.left[0] == 0:
+            raise KeyboardInterrupt
+        return super().gradient(f, y)
+
+    def __repr__(self) -> str:
+        return "interrupting"
+
+
+@pytest.mark.parametrize("calls", [250, 600])
+def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(calls, tmp_path):
+    X, y = tabular(150, 5, 2)
+    basis = whiten(X).basis
+    file = tmp_path / "run.npz"
+    whole = SlidingFrankWolfe().solve(Program(basis, y, Interrupting(0), 1.0, None))
+    broken = SlidingFrankWolfe(checkpoint=file).solve(Program(basis, y, Interrupting(calls), 1.0, None))
+    assert broken.status is Status.INTERRUPTED
+    resumed = SlidingFrankWolfe(checkpoint=file).solve(Program(basis, y, Interrupting(0), 1.0, None))
+    for one, other in ((whole.directions, resumed.directions), (whole.outputs, resumed.outputs), (whole.dual, resumed.dual)):
+        assert np.array_equal(one, other)
+    assert [entry.objective for entry in whole.trace] == [entry.objective for entry in resumed.trace]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    X, y = tabular(30, 2, 2)
+    program = Program(whiten(X).basis, y, Squared(), 1.0, None)
+    solver = SlidingFrankWolfe(checkpoint=tmp_path / "run.npz", rounds=1)
+    solver.solve(program)
+    for other in (replace(program, beta=1.1), replace(program, y=-y), replace(program, loss=Huber(2.0))):
+        with pytest.raises(InputError, match="checkpoint"):
+            solver.solve(other)
+    with pytest.raises(InputError, match="checkpoint"):
+        replace(solver, seed=1).solve(program)
+    (tmp_path / "run.npz").write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="can't be read"):
+        solver.solve(program)
+
+
+def test_single_precision_ends_at_the_same_optimum_with_a_certificate_in_double():
+    X, y = tabular(80, 3, 5)
+    beta = 0.2 * beta_max(X, y)
+    double, single = (fit_convex_bn(X, y, beta=beta, solver=SlidingFrankWolfe(precision=word)) for word in ("float64", "float32"))
+    assert single.certificate.objective == pytest.approx(double.certificate.objective, rel=2e-5)
+    assert single.certificate.bound <= double.certificate.objective
+    assert single.solution.directions.dtype == np.float64
+    with pytest.raises(InputError, match="precision"):
+        SlidingFrankWolfe(precision="half")
+
+
+def test_several_outputs_through_the_whole_line():
+    """Predictions, objective and bound of a fit with three outputs; a column of zeros changes nothing."""
+    X, _ = tabular(50, 2, 4)
+    Y = np.stack([tabular(50, 2, seed)[1] for seed in (4, 5)], axis=1)
+    beta = 0.3 * beta_max(X, Y)
+    fit = fit_convex_bn(X, Y, beta=beta)
+    assert fit.predict(X).shape == (50, 2)
+    assert fit.certificate.objective == pytest.approx(fit.network.objective(X, Y, Squared(), beta), rel=1e-12)
+    assert fit.certificate.evidence is Evidence.PROVED
+    assert fit.certificate.relative_gap < 1e-2
+    padded = fit_convex_bn(X, np.column_stack([Y, np.zeros(50)]), beta=beta)
+    assert padded.certificate.objective == pytest.approx(fit.certificate.objective, rel=1e-4)

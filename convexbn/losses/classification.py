@@ -193,6 +193,7 @@ class Softmax:
     def project(self, v: FloatArray, y: FloatArray) -> FloatArray:
         """The rows of v + y projected on the simplex, less y."""
         p = v + y
+        p = p - np.max(p, axis=1, keepdims=True)  # which the projection doesn't notice, but huge entries would lose the 1
         falling = -np.sort(-p, axis=1)
         excess = (np.cumsum(falling, axis=1) - 1.0) / np.arange(1, p.shape[1] + 1)
         last = np.sum(falling > excess, axis=1) - 1

@@ -31,9 +31,9 @@ def improve_dual(
     R is the relaxation, convex in V; the w_k are the output directions that matter, for one output +1 and -1. At the residual R
     charges for neurons that the program never needed; a V that lowers it there costs little. The constraint enters as the exact
     penalty (1.5 mass) (max_k R(V w_k) - beta)_+, mass = sum_j ||s_j|| ||w_j|| being the multiplier of h(V) <= beta at the
-    optimum. All maxima are smoothed at falling temperatures. L-BFGS keeps V in the domain of the conjugate where that is a box, and
-    V stays as it is where not (softmax); with one output each V_i stays on its side of 0, where R is smooth. The result is a
-    suggestion, valid like any V.
+    optimum. All maxima are smoothed at falling temperatures. L-BFGS keeps V in the domain of the conjugate where that is a box,
+    and descends through the projection on it where not (softmax); with one output each V_i stays on its side of 0, where R is
+    smooth. The result is a suggestion, valid like any V.
 
     Parameters
     ----------
@@ -48,15 +48,25 @@ def improve_dual(
     relaxation = Relaxation(basis)
     starts = [relaxation.start(direction) for direction in directions]
     low, high = (-loss.project(np.full(y.shape, sign * BEYOND), y).ravel() / beta for sign in (1.0, -1.0))
-    if np.any(low >= high):  # a simplex, that of softmax: there is no box to descend in
-        return v
+    simplex = bool(np.any(low >= high))  # the domain of softmax: there is no box to descend in
+    if simplex:
+        low, high = np.full(size, -np.inf), np.full(size, np.inf)
     if y.ndim == 1:
         low, high = np.where(v > 0, np.maximum(low, 0.0), low), np.where(v > 0, high, np.minimum(high, 0.0))
     reference = abs(loss.conjugate(-v, y)) or 1.0
     weight = 1.5 * beta * mass
 
+    def feasible(unit: FloatArray) -> FloatArray:
+        return -loss.project(-beta * unit, y) / beta if simplex else unit
+
+    def pulled_back(slope: FloatArray, unit: FloatArray) -> FloatArray:
+        """The gradient through the projection, whose derivative is symmetric: a difference along the slope."""
+        step = 1e-7 / (float(np.max(np.abs(slope))) or 1.0)
+        return (feasible(unit + step * slope) - feasible(unit)) / step if simplex else slope
+
     def descend(temperature: float, point: FloatArray) -> tuple[float, FloatArray]:
-        unit = point[:size].reshape(y.shape)
+        free = point[:size].reshape(y.shape)
+        unit = feasible(free)
         columns = unit.reshape(len(y), -1) @ outputs.T
         sides = [relaxation.smoothed(*pair, temperature) for pair in zip(columns.T, point[size:].reshape(count, -1), strict=True)]
         excesses = np.array([side.value - 1.0 for side in sides] + [0.0])
@@ -67,7 +77,7 @@ def improve_dual(
         by_v = (by_columns @ outputs).reshape(y.shape) - beta * loss.conjugate_gradient(-beta * unit, y)
         by_x = [share * side.by_x for share, side in zip(shares, sides, strict=False)]
         value = loss.conjugate(-beta * unit, y) + weight * excess
-        return value / reference, np.concatenate([by_v.ravel(), *by_x]) / reference
+        return value / reference, np.concatenate([pulled_back(by_v, free).ravel(), *by_x]) / reference
 
     point = np.concatenate([v.ravel() / beta, *starts])
     lower, upper = relaxation.limits.lb, relaxation.limits.ub

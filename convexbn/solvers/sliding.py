@@ -170,8 +170,12 @@ class _State:
         return bool(self.trace) and (self.gap <= self.settings.tolerance or len(self.trace) >= self.settings.rounds)
 
     def round(self) -> tuple[float, float]:
-        """Slide, then price and insert a few times; the best objective and its estimated relative gap."""
-        self.slide(self.width)
+        """Slide, then price and insert a few times; the best objective and its estimated relative gap.
+
+        The first round prices first: neurons of a warm start are not to be slid on kinks wider than their gap.
+        """
+        if self.trace:
+            self.slide(self.width)
         self.width = max(LAST_WIDTH, min(self.width, WIDTH_PER_GAP * self.gap))
         for _ in range(PRICINGS):
             found, worths = self.price()

@@ -23,6 +23,7 @@ from convexbn.whitening import Whitening, whiten
 PROOF_GAP = 1e-3
 HOPELESS_GAP = 0.1  # with many columns; from there minutes win little
 DUAL_STEPS = (100, 400)
+AT_LEAST = 4.0  # seconds for a better dual point and its price
 
 
 class Evidence(enum.Enum):
@@ -217,19 +218,24 @@ class _Judge:
 
         Descent for the dual point is noisy, as the relaxation is not smooth: more steps from the best point so far, twice.
         """
-        start = time.perf_counter()
+        deadline = time.perf_counter() + seconds
         for steps in DUAL_STEPS:
-            price = found.price
-            v = improve_dual(self.basis, self.y, self.loss, self.beta, found.dual, price.directions, price.outputs, self.mass, steps=steps)
-            left = max(0.0, seconds - (time.perf_counter() - start))
-            better = self.scaled(v, price_everywhere(self.basis, v, seconds=max(2.0, 0.5 * left)))
+            better = self._better_dual(found, steps, max(AT_LEAST, deadline - time.perf_counter()))
             found = max(found, better, key=lambda bound: bound.proved)
-            left = max(0.0, seconds - (time.perf_counter() - start))
             gap = objective - found.proved
             hopeless = self.basis.shape[1] > BOX_COLUMNS and gap > HOPELESS_GAP * objective
-            if gap <= PROOF_GAP * objective or left == 0.0 or hopeless:
+            if gap <= PROOF_GAP * objective or hopeless or time.perf_counter() >= deadline:
                 return found
-        return found if self.y.ndim > 1 else max(found, self._by_search(found, left), key=lambda bound: bound.proved)
+        if self.y.ndim > 1:
+            return found
+        return max(found, self._by_search(found, deadline - time.perf_counter()), key=lambda bound: bound.proved)
+
+    def _better_dual(self, found: _Bound, steps: int, seconds: float) -> _Bound:
+        """The bound of a point that the relaxation likes better, half of the time for the point and half for its price."""
+        directions, outputs = found.price.directions, found.price.outputs
+        problem = self.basis, self.y, self.loss, self.beta
+        v = improve_dual(*problem, found.dual, directions, outputs, self.mass, steps=steps, seconds=0.5 * seconds)
+        return self.scaled(v, price_everywhere(self.basis, v, seconds=0.5 * seconds))
 
     def _by_search(self, found: _Bound, seconds: float) -> _Bound:
         """Branch and bound: on boxes at the point with the best estimate, or, for more columns, on the sphere at the best bound."""

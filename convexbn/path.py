@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from convexbn.fit import Fit, beta_max, fit_convex_bn
+from convexbn.fit import Fit, beta_max, choose_solver, fit_convex_bn
 from convexbn.losses import Loss
 from convexbn.network import Network, recover
 from convexbn.pricing import is_square
@@ -136,12 +136,13 @@ def fit_path(
     proof_seconds: float = 0.0,
     verbose: bool = False,
 ) -> Path:
-    """Solve the problem of `fit_convex_bn` for many beta, from the largest down, each from the neurons of the one before.
+    """Solve the problem of `fit_convex_bn` for many beta, from the largest down.
 
         p(beta) = min  L( sum_j (BN_{g_j,a_j}(X w_j))_+ v_j^T, y ) + (beta/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 )
 
-    Every point is certified. The optimum is sought over all arrangements: in closed form at rank n - 1, else by sliding
-    Frank-Wolfe to an estimated relative gap of 1e-4. Ctrl-C ends the path and keeps the points that are complete.
+    Every point is certified. The optimum is sought over all arrangements, by the solver that `fit_convex_bn` takes by itself: in
+    closed form at rank n - 1, by Clarabel where they are at most 1000, and else by sliding Frank-Wolfe, which begins with the
+    neurons of the point before and ends at an estimated relative gap of 1e-4. Ctrl-C keeps the points that are complete.
 
     Parameters
     ----------
@@ -211,13 +212,13 @@ def networks_along(X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, los
 def _points(X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, loss: str | Loss, seed: int, proof_seconds: float) -> Iterator[Fit]:
     """A fit for each beta. Each whitens again, in a hundredth of the time that its certificate takes."""
     data = check_data(X)
-    exact = is_square(whiten(data).basis, check_targets(y, len(data)))
-    warm_start = None
+    usual = choose_solver("auto", "auto", whiten(data), check_targets(y, len(data)), seed=seed)
+    solver = replace(usual, tolerance=TOLERANCE) if isinstance(usual, SlidingFrankWolfe) else usual
     for beta in betas:
-        solver = ClosedForm() if exact else SlidingFrankWolfe(tolerance=TOLERANCE, seed=seed, warm_start=warm_start)
         fit = fit_convex_bn(data, y, beta=float(beta), loss=loss, solver=solver, seed=seed, proof_seconds=proof_seconds)
-        warm_start = fit.solution.directions, fit.solution.outputs
         yield fit
+        if isinstance(solver, SlidingFrankWolfe):
+            solver = replace(solver, warm_start=(fit.solution.directions, fit.solution.outputs))
 
 
 def _checked(betas: npt.ArrayLike) -> FloatArray:

@@ -9,11 +9,13 @@ which fall to 0 by a half cosine. The rate with the least median objective at th
 order of the targets, or samples of one class. Every number is the excess (objective - bound) / bound of the network with the
 statistics of the full batch, whatever the method itself minimises.
 
-Then why each method ends there. From its last weights: as many epochs again, which help a method that is slow; and L-BFGS on the full
-batch, after a kick of 1e-3 that leaves saddle points, which helps whatever isn't a bad minimum.
+Then why each method ends there. From its last weights: as many epochs again, which help a method that is slow; the mean gradient over
+its batches beside the true one, much smaller where the method is done with an objective of its own; and L-BFGS on the full batch,
+after a kick of 1e-3 that leaves saddle points, which helps whatever isn't a bad minimum.
 """
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Iterator
@@ -34,11 +36,22 @@ from convexbn import Fit, Network, beta_max, certify, fit_convex_bn, from_torch
 from convexbn.losses import Squared
 from convexbn.network import neurons_of, recover
 from convexbn.training.decoupled import DecoupledSGD
-from convexbn.training.full_norm import FullNorm1d, batch_norm_objective, set_exact_statistics
+from convexbn.training.full_norm import FullNorm1d, set_exact_statistics
 
 WIDTH, SIZE, MOMENTUM, SHARE = 50, 8, 0.9, 0.1  # neurons, samples in a batch, of SGD, and of a batch in full normalisation's averages
-RATES = (0.01, 0.03, 0.1, 0.3)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 KICK = 1e-3
+BOTTOM, TOP = 3e-5, 50.0  # of the picture
+# Colour, line and name in the picture.
+STYLES = {
+    "SGD, full batch": ("#000000", "-", "SGD"),
+    "DecoupledSGD, full batch": ("#009e73", "-", "decoupled"),
+    "Adam, full batch": ("#b5578f", "-", "Adam"),
+    "SGD, shuffled batches": ("#d55e00", "-", "BN, shuffled"),
+    "SGD, sorted batches": ("#d55e00", "--", "BN, sorted"),
+    "full norm., shuffled": ("#0072b2", "-", "FN, shuffled"),
+    "full norm., sorted": ("#0072b2", "--", "FN, sorted"),
+}
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -82,6 +95,7 @@ METHODS = {
     "full norm., shuffled": Method("SGD", "shuffled", full_norm=True),
     "full norm., sorted": Method("SGD", "sorted", full_norm=True),
 }
+QUICK = ("Adam, full batch", "SGD, sorted batches", "full norm., sorted")
 
 
 @dataclass(frozen=True)
@@ -97,14 +111,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Finding:
-    """Excesses (seeds,) at the end, of what batch normalisation itself minimises, after training again, and after L-BFGS.
+    """Excesses (seeds,) at the end, after as many epochs again, and after L-BFGS.
 
-    The gap is that of the median network's own certificate, estimated; `neurons` (seeds,) have a share in the penalty.
+    `ratio` (seeds,) is the size of the mean gradient that the method follows, divided by that of the true one. The gap is that of the
+    median network's own certificate, estimated; `neurons` (seeds,) have a share in the penalty.
     """
 
     run: Run
     end: np.ndarray
-    own: np.ndarray | None
+    ratio: np.ndarray
     again: np.ndarray
     descended: np.ndarray
     gap: float
@@ -187,6 +202,11 @@ def batch_of(problem: Problem, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     return x, torch.as_tensor(problem.y[rows]).T.unsqueeze(-1)
 
 
+def decays(problem: Problem) -> tuple[float, ...]:
+    """The weight decay of each parameter: first layer, gains, shifts, last layer."""
+    return 0.0, problem.beta, problem.beta, problem.beta / len(problem.y)
+
+
 def mean_loss(outputs: Tensor, y: Tensor) -> Tensor:
     """The mean over the samples of (f - y)^2 / 2, summed over the networks, whose gradients thereby are their own."""
     return 0.5 * (outputs - y).square().sum() / len(y)
@@ -201,23 +221,22 @@ def optimiser_of(name: str, model: nn.Sequential, rate: float) -> torch.optim.Op
     return torch.optim.SGD(model.parameters(), lr=rate, momentum=MOMENTUM)
 
 
-def train(problem: Problem, name: str, model: nn.Sequential, rate: float, epochs: int, checkpoints: int = 40) -> Run:
+def train(problem: Problem, name: str, model: nn.Sequential, rate: float, epochs: int, checkpoints: int = 30) -> Run:
     """Train the model in place for some epochs, and judge it now and then."""
     method, n, seeds = METHODS[name], len(problem.y), seeds_of(model)
     whole = batch_of(problem, np.tile(np.arange(n), (seeds, 1)))
     if method.full_norm:
         set_exact_statistics(model, [whole], mean_loss)
-    decays = ((model[1].weight, problem.beta), (model[1].bias, problem.beta), (model[3].weight, problem.beta / n))
     optimiser = optimiser_of(method.optimiser, model, rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
-    times = np.unique(np.geomspace(1, epochs, checkpoints).astype(int))
+    times = np.unique(np.geomspace(epochs, 1, checkpoints).astype(int))
     generator, excess = np.random.default_rng(0), [judge(problem, model)]
     for epoch in range(1, epochs + 1):
         for rows in orders(problem.y, method.batches, seeds, generator):
             x, y = whole if method.batches == "full" else batch_of(problem, rows)
             optimiser.zero_grad()
             mean_loss(model(x), y).backward()
-            for parameter, decay in decays:
+            for parameter, decay in zip(model.parameters(), decays(problem), strict=True):
                 parameter.grad.add_(parameter.data, alpha=decay)
             optimiser.step()
         schedule.step()
@@ -232,18 +251,25 @@ def best_run(problem: Problem, name: str, seeds: int, epochs: int, rates: tuple[
     return min(runs, key=lambda run: float(np.median(run.excess[-1])))
 
 
-def own_excess(problem: Problem, run: Run, epochs: int = 20) -> np.ndarray:
-    """The excess of what SGD with batch normalisation minimises, F_BN: the mean over batches with their own statistics."""
-    n, kind = len(problem.y), METHODS[run.method].batches
-    values = []
-    for seed in range(seeds_of(run.model)):
-        generator, network = np.random.default_rng(1), alone(run.model, seed)
-        rows = [batch for _ in range(epochs) for batch in orders(problem.y, kind, 1, generator)]
-        batches = [(torch.as_tensor(problem.X[row[0]]), torch.as_tensor(problem.y[row[0]])) for row in rows]
-        loss = n * batch_norm_objective(network, batches, lambda outputs, y: mean_loss(outputs[:, 0], y))
-        penalty = problem.beta * from_torch(network, problem.X).penalty()
-        values.append((loss + penalty) / problem.fit.certificate.bound - 1.0)
-    return np.array(values)
+def mean_gradient(problem: Problem, run: Run, kind: str) -> np.ndarray:
+    """The mean gradient over epochs of batches at the last weights, decay included, shape (seeds, parameters); "full" gives the true one.
+
+    Those of the first layer are taken along unit weights, as its scale is free. Averages of full normalisation move on meanwhile.
+    """
+    model, n, epochs = copy.deepcopy(run.model), len(problem.y), 1 if kind == "full" else 50
+    if kind == "full":
+        model[1].momentum = 1.0  # in full normalisation the limit that is batch normalisation
+    parameters, generator = list(model.parameters()), np.random.default_rng(1)
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    for _ in range(epochs):
+        for rows in orders(problem.y, kind, seeds_of(model), generator):
+            x, y = batch_of(problem, rows)
+            for total, part in zip(sums, torch.autograd.grad(mean_loss(model(x), y), parameters), strict=True):
+                total.add_(part, alpha=len(x) / (n * epochs))
+    for total, parameter, decay in zip(sums, parameters, decays(problem), strict=True):
+        total.add_(parameter.data, alpha=decay)
+    sums[0] *= model[0].weight.norm(dim=1, keepdim=True)
+    return torch.cat([total.detach().reshape(seeds_of(model), -1) for total in sums], dim=1).numpy()
 
 
 def descend(problem: Problem, network: Network) -> Network:
@@ -288,12 +314,19 @@ def explain(problem: Problem, run: Run, epochs: int) -> Finding:
     """Every measurement of one method's end."""
     method, end = METHODS[run.method], run.excess[-1]
     ends = [from_torch(alone(run.model, seed), problem.X) for seed in range(seeds_of(run.model))]
-    own = own_excess(problem, run) if method.batches != "full" and not method.full_norm else None
+    own, true = (np.linalg.norm(mean_gradient(problem, run, kind), axis=1) for kind in (method.batches, "full"))
     middle = ends[int(np.argsort(end)[len(end) // 2])]
     gap = certify(problem.X, problem.y, middle, beta=problem.beta, seconds=0.1).estimated_gap
     descended = np.array([problem.excess(descend(problem, network)) for network in ends])
     again = train(problem, run.method, run.model, run.rate, epochs, checkpoints=1).excess[-1]  # last, as it moves the model
-    return Finding(run, end, own, again, descended, gap, np.array([alive(network) for network in ends]))
+    return Finding(run, end, own / true, again, descended, gap, np.array([alive(network) for network in ends]))
+
+
+def from_the_start(problem: Problem, seeds: int) -> list[float]:
+    """The excess of L-BFGS alone: what the landscape does to a fast method."""
+    model = networks(problem.X.shape[1], seeds, full_norm=False)
+    starts = [from_torch(alone(model, seed), problem.X) for seed in range(seeds)]
+    return [problem.excess(descend(problem, network)) for network in starts]
 
 
 def percent(value: float) -> str:
@@ -311,41 +344,116 @@ def table_of(problem: Problem, findings: list[Finding]) -> Table:
         f"convex program {certificate.objective:.6f}, at most {fitted} above"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("method", "rate", "end", "worst", "its own", "again", "L-BFGS", "worst", "own gap", "neurons"):
+    for column in ("method", "rate", "end", "worst", "again", "gradient", "L-BFGS", "worst", "own gap", "neurons"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for finding in findings:
-        own = "" if finding.own is None else percent(float(np.median(finding.own)))
-        ends = percent(float(np.median(finding.end))), percent(float(np.max(finding.end)))
-        rest = percent(float(np.median(finding.again))), percent(float(np.median(finding.descended))), percent(float(np.max(finding.descended)))
-        last = percent(finding.gap), f"{np.median(finding.neurons):.0f}"
-        table.add_row(finding.run.method, f"{finding.run.rate:g}", *ends, own, *rest, *last)
+        end, again, descended = (
+            (percent(float(np.median(values))), percent(float(np.max(values))))
+            for values in (finding.end, finding.again, finding.descended)
+        )
+        ratio, last = f"{np.median(finding.ratio):.2f}", (percent(finding.gap), f"{np.median(finding.neurons):.0f}")
+        table.add_row(finding.run.method, f"{finding.run.rate:g}", *end, again[0], ratio, *descended, *last)
     return table
 
 
-def draw(panels: Any, path: Path) -> None:
-    """TODO"""
+def spread(heights: list[float], distance: float) -> list[float]:
+    """Heights that keep their order and at least the distance, moved as little as pushing neighbours apart needs."""
+    order = np.argsort(heights)
+    placed = np.array(heights, dtype=float)[order]
+    for _ in range(200):
+        for k in range(len(placed) - 1):
+            missing = distance - (placed[k + 1] - placed[k])
+            if missing > 0:
+                placed[k] -= 0.5 * missing
+                placed[k + 1] += 0.5 * missing
+    result = np.empty(len(placed))
+    result[order] = placed
+    return list(result)
+
+
+def draw_problem(panel: Any, problem: Problem, findings: list[Finding]) -> None:
+    """Medians over the seeds with their range, each with its name at its end, above the proved gap of the convex program."""
+    certificate = problem.fit.certificate
+    gap = certificate.objective / certificate.bound - 1.0
+    last = [float(np.median(finding.end)) for finding in findings]
+    labels = np.exp(spread([float(np.log(value)) for value in last], 0.062 * np.log(TOP / BOTTOM)))
+    for finding, value, height in zip(findings, last, labels, strict=True):
+        run = finding.run
+        colour, dashes, name = STYLES[run.method]
+        times, values = run.epochs[1:], np.maximum(run.excess[1:], BOTTOM)
+        panel.plot(times, np.median(values, axis=1), color=colour, ls=dashes, lw=1.9)
+        panel.fill_between(times, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.16, lw=0)
+        end, right = times[-1], 1.45 * times[-1]
+        panel.plot([1.06 * end, 0.93 * right], [value, height], color=colour, lw=0.7, clip_on=False)
+        panel.annotate(f"{name}  {percent(value)}", (right, height), va="center", fontsize=9, color=colour, annotation_clip=False)
+    panel.axhspan(BOTTOM, gap, color="#e9e2c8", lw=0)
+    panel.axhline(gap, color="#8a7530", lw=1.4)
+    style = {"ha": "left", "fontsize": 9, "color": "#6b5a20"}
+    panel.text(1.1, 1.12 * gap, f"convex program: at most {percent(gap)}, {certificate.evidence.value}", va="bottom", **style)
+    panel.text(1.1, 0.88 * gap, "the optimum lies here or lower", va="top", **style)
+    panel.set_xlim(1, findings[0].run.epochs[-1])
+    panel.set_title(f"{problem.name}  (n = {len(problem.y)}, d = {problem.X.shape[1]})", loc="left", fontsize=11)
+
+
+def draw(panels: list[tuple[Problem, list[Finding]]], path: Path) -> None:
+    """One panel a problem."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * max(len(panels), 2), 5.6), sharey=True, squeeze=False)
+    for panel, (the_problem, findings) in zip(axes[0], panels, strict=True):
+        draw_problem(panel, the_problem, findings)
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_ylim(BOTTOM, TOP)
+        panel.set_xticks([1, 10, 100], ["1", "10", "100"])
+        panel.set_yticks([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], ["0.01 %", "0.1 %", "1 %", "10 %", "100 %", "1000 %"])
+        panel.minorticks_off()
+        panel.grid(axis="y", color="#e6e6e6", lw=0.8)
+        panel.set_axisbelow(True)
+        panel.set_xlabel("epoch")
+    axes[0, 0].set_ylabel("objective above the proved bound")
+    seeds, rates = len(panels[0][1][0].end), len(RATES)
+    words = {the_problem.fit.certificate.evidence.value for the_problem, _ in panels}
+    figure.suptitle("How far above the global optimum do gradient methods end?", x=0.01, ha="left", fontsize=14, weight="bold")
+    caption = (
+        f"(objective - bound) / bound with full-batch statistics. The bound is {' / '.join(sorted(words))}: no network of this form, of any "
+        f"width, lies below it.\n"
+        f"Median and range of {seeds} seeds at the best of up to {rates} learning rates. BN, FN: batch and full normalisation, "
+        f"batches of {SIZE} samples, shuffled or sorted by target.\nThe other three use the full batch."
+    )
+    figure.text(0.01, 0.935, caption, va="top", fontsize=9.5, color="#444444")
+    figure.subplots_adjust(left=0.055, right=0.915, top=0.80, bottom=0.09, wspace=0.52)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
 
 
 def main() -> None:
     """Train, judge, explain."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a few seconds: one problem, one rate, few epochs and seeds")
+    parser.add_argument("--quick", action="store_true", help="a few seconds: one problem, three methods, one rate, few epochs and seeds")
     parser.add_argument("--picture", type=Path, metavar="PATH", help="where to write a picture")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    seeds, epochs, rates = (2, 20, (0.1,)) if arguments.quick else (5, 200, RATES)
+    seeds, epochs, rates = (2, 10, (0.1,)) if arguments.quick else (3, 200, RATES)
+    names = [name for name in METHODS if not arguments.quick or name in QUICK]
     start, panels = time.perf_counter(), []
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
         for the_problem in problems(arguments.quick):
             findings = []
-            for name in progress.track(METHODS, description=the_problem.name):
+            for name in progress.track(names, description=the_problem.name):
                 with np.errstate(all="ignore"):  # networks that diverge
                     run = best_run(the_problem, name, seeds, epochs, rates)
                 findings.append(explain(the_problem, run, epochs))
             panels.append((the_problem, findings))
             Console(width=150).print(table_of(the_problem, findings))
-    print("end, again, L-BFGS: (objective - bound) / bound with full-batch statistics, medians over seeds. its own: the same of the")
-    print("objective with the batches' statistics. own gap: of the median network's own certificate, estimated.")
+            print(f"L-BFGS from the initial weights: {', '.join(map(percent, from_the_start(the_problem, seeds)))}\n")
+    print("end, again, L-BFGS: (objective - bound) / bound with full-batch statistics, median over seeds. gradient: size of the mean")
+    print("gradient over the method's batches, divided by the true one's. own gap: of the median network's own certificate, estimated.")
     print(f"{seeds} seeds, {epochs} epochs, {time.perf_counter() - start:.0f} s, {torch.get_num_threads()} thread")
     if arguments.picture:
         draw(panels, arguments.picture)

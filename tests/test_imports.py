@@ -18,7 +18,7 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__
 FLOORS = [
     ["validation", "progress"],
     ["losses", "arrangements", "whitening"],
-    ["program", "network", "pricing", "smoothing"],
+    ["program", "network", "pricing", "smoothing", "checkpoint"],
     ["solution", "pruning"],
     ["solvers", "certificate", "export", "training", "datasets"],
     ["fit"],

@@ -15,7 +15,7 @@ from convexbn import Evidence, InputError, Squared, Status, fit_convex_bn
 from convexbn import path as module
 from convexbn.path import Path, fit_path, networks_along
 
-COUNT = 7
+COUNT = 6
 
 
 def tabular(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,8 +27,8 @@ def tabular(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def task(loss: str) -> tuple[np.ndarray, np.ndarray]:
-    """Targets that suit the loss; "outputs" are two targets of squared loss."""
-    X, y = tabular(24, 2, 0)
+    """Targets that suit the loss; "outputs" are two targets of squared loss. The arrangements are 1152, too many to be listed unasked."""
+    X, y = tabular(16, 3, 0)
     targets = {
         "logistic": np.sign(y),
         "hinge": np.sign(y),
@@ -68,7 +68,7 @@ def test_objectives_fall_with_beta_and_are_concave_in_it(path):
         assert share * objectives[k - 1] + (1.0 - share) * objectives[k + 1] <= objectives[k] * (1.0 + 1e-3)
 
 
-@pytest.mark.parametrize("loss", ["squared", "huber", "logistic", "hinge"])
+@pytest.mark.parametrize("loss", ["huber", "logistic", "hinge"])
 def test_the_optimum_is_that_of_the_enumerated_program(loss):
     X, y = task(loss)
     path = fit_path(X, y, count=2, smallest=0.1, loss=loss)
@@ -102,6 +102,12 @@ def test_at_rank_n_minus_one_the_path_is_known():
     np.testing.assert_allclose(path.objectives, known, rtol=1e-9)
     np.testing.assert_allclose(path.bounds, known, rtol=1e-6)
     assert all("closed form" in fit.solution.solver for fit in path.fits[1:])
+
+
+def test_few_arrangements_are_listed_and_the_optimum_is_proved_to_many_digits():
+    X, y = tabular(20, 1, 2)
+    path = fit_path(X, y, count=3, smallest=0.05)
+    assert (path.objectives - path.bounds <= 1e-6 * path.objectives).all()
 
 
 def test_betas_come_in_any_order_and_go_back_falling():

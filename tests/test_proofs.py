@@ -15,7 +15,7 @@ from problems import LOSSES, Problem, best_of_lbfgs, objective_of, random_networ
 
 from convexbn import Certificate, Evidence, Fit, Loss, Network, SlidingFrankWolfe, beta_max, certify, fit_convex_bn, recover, whiten
 from convexbn.losses import Softmax
-from convexbn.pricing import dual_point, everywhere, outputs
+from convexbn.pricing import dual_point, everywhere, outputs, relaxation
 
 SEVERAL: tuple[Loss, ...] = (*LOSSES, Softmax())
 KINDS_OF_DUAL = ("zero", "random", "wrong sign", "stretched", "huge", "tiny", "one entry")
@@ -30,6 +30,7 @@ def hurry() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outputs, "VERTICES", 12)
         patch.setattr(dual_point, "TEMPERATURES", (0.03,))
+        patch.setattr(relaxation, "TEMPERATURES", (0.03, 0.003))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ def improve_dual(
     mass: float,
     *,
     steps: int = 100,
+    seconds: float = np.inf,
 ) -> FloatArray:
     """Maximise -L*(-V) subject to R(V w_k) <= beta for each k, in V and in the multipliers of R at once.
 
@@ -41,6 +43,8 @@ def improve_dual(
     v : of the shape of y; where to begin, best minus the gradient of the loss at the optimum
     directions, outputs : (K, r+1) s_k and unit w_k (K, C), each s_k best a local maximiser of (V w_k)^T (U's)_+
     mass : sum_j ||s_j|| ||w_j|| of a good network
+    steps : at each temperature
+    seconds : after which the best so far has to do
     """
     from scipy.optimize import Bounds, minimize
 
@@ -82,7 +86,15 @@ def improve_dual(
     point = np.concatenate([v.ravel() / beta, *starts])
     lower, upper = relaxation.limits.lb, relaxation.limits.ub
     box = Bounds(np.concatenate([low, np.tile(lower, count)]), np.concatenate([high, np.tile(upper, count)]))
+    deadline = time.perf_counter() + seconds
+
+    def stop_late(xk: FloatArray) -> None:
+        if time.perf_counter() > deadline:
+            raise StopIteration
+
     for temperature in TEMPERATURES:
         options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-13}
-        point = minimize(partial(descend, temperature), point, method="L-BFGS-B", jac=True, bounds=box, options=options).x
+        point = minimize(
+            partial(descend, temperature), point, method="L-BFGS-B", jac=True, bounds=box, options=options, callback=stop_late
+        ).x
     return -loss.project(-beta * point[:size].reshape(y.shape), y)

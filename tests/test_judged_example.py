@@ -1,0 +1,153 @@
+"""Gradient methods beside a proved bound: the bound holds for every curve, and what the example measures is what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.optimize import check_grad
+
+from convexbn import from_torch
+from convexbn.losses import Squared
+from convexbn.network import neurons_of
+
+SCRIPT = Path(__file__).parents[1] / "examples/judged.py"
+
+
+def load_example():
+    spec = importlib.util.spec_from_file_location("judged", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["judged"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+judged = load_example()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((22, 2))
+    return judged.problem("small", X, np.where(X[:, 0] * X[:, 1] > 0, 1.0, -1.0), 0.2)
+
+
+def test_the_script_prints_a_proof_and_no_number_below_it(tmp_path):
+    picture = tmp_path / "new" / "judged.png"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), "--quick", "--picture", str(picture)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    assert result.stderr == ""
+    words = result.stdout.split()
+    bound, objective = float(words[words.index("bound") + 1].strip(",;")), float(words[words.index("program") + 1].strip(",;"))
+    assert "proved" in result.stdout.split("convex program")[0]
+    assert bound <= objective <= 1.001 * bound
+    rows = [[cell.strip(" %") for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == list(judged.QUICK)
+    for row in rows:
+        end, worst, again, _, descended, hardest, gap, _ = map(float, row[2:])
+        assert 0.0 <= end <= worst
+        assert min(again, gap) >= 0.0
+        assert 0.0 <= descended <= hardest < end
+    with Image.open(picture) as image:
+        assert image.width >= 1200
+        assert len(image.convert("RGB").resize((200, 150)).getcolors(30_000)) > 50
+
+
+def test_the_convex_program_lies_within_its_proved_gap_of_the_bound(problem):
+    certificate = problem.fit.certificate
+    assert certificate.evidence.value == "proved"
+    assert 0.0 <= problem.excess(problem.fit.network) <= 1.001 * certificate.relative_gap + 1e-12
+    assert certificate.relative_gap <= 1e-3
+
+
+@pytest.mark.parametrize("name", judged.METHODS)
+def test_no_curve_goes_below_the_bound(problem, name):
+    run = judged.train(problem, name, judged.networks(2, 2, judged.METHODS[name].full_norm), 0.1, 30)
+    assert run.excess.shape == (len(run.epochs), 2)
+    assert (run.epochs[0], run.epochs[-1]) == (0, 30)
+    assert np.min(run.excess) >= 0.0
+    assert np.max(run.excess[-1]) < 0.5 * np.min(run.excess[0])
+    assert run.excess[-1] == pytest.approx(judged.judge(problem, run.model), abs=0.0)
+
+
+def test_the_judged_objective_is_n_times_the_trained_one(problem):
+    model = judged.networks(2, 3, full_norm=False)
+    plain, n = judged.alone(model, 1), len(problem.y)
+    loss = judged.mean_loss(plain(torch.as_tensor(problem.X))[:, 0], torch.as_tensor(problem.y))
+    penalty = sum(decay * p.square().sum() for decay, p in zip(judged.decays(problem), plain.parameters(), strict=True))
+    objective = from_torch(plain, problem.X).objective(problem.X, problem.y, Squared(), problem.beta)
+    assert objective == pytest.approx(n * (loss + 0.5 * penalty).item(), rel=1e-3)  # apart from the epsilon of batch normalisation
+    plain[1].eps = 0.0
+    objective = from_torch(plain, problem.X).objective(problem.X, problem.y, Squared(), problem.beta)
+    loss = judged.mean_loss(plain(torch.as_tensor(problem.X))[:, 0], torch.as_tensor(problem.y))
+    assert objective == pytest.approx(n * (loss + 0.5 * penalty).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["SGD, full batch", "DecoupledSGD, full batch", "Adam, full batch"])
+def test_networks_side_by_side_train_as_they_do_alone(problem, name):
+    several = judged.train(problem, name, judged.networks(2, 3, full_norm=False), 0.03, 20).excess
+    single = judged.train(problem, name, judged.networks(2, 1, full_norm=False), 0.03, 20).excess
+    assert several[:, 0] == pytest.approx(single[:, 0], rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["full", "shuffled", "sorted"])
+def test_an_epoch_is_a_partition_of_the_samples(problem, kind):
+    batches = list(judged.orders(problem.y, kind, 2, np.random.default_rng(0)))
+    for seed in range(2):
+        assert sorted(np.concatenate([batch[seed] for batch in batches])) == list(range(len(problem.y)))
+        mixed = [len(set(problem.y[batch[seed]])) > 1 for batch in batches]
+        assert sum(mixed) <= 1 if kind == "sorted" else all(mixed)
+
+
+def test_the_true_gradient_is_that_of_the_judged_objective(problem):
+    run = judged.train(problem, "full norm., sorted", judged.networks(2, 1, full_norm=True), 0.03, 5)
+    run.model[1].eps = 0.0
+    gradient = len(problem.y) * judged.mean_gradient(problem, run, "full")[0]
+    plain, step = judged.alone(run.model, 0), 1e-6
+    values = []
+    for sign in (1.0, -1.0):
+        moved = judged.alone(run.model, 0)
+        for parameter, start, part in zip(moved.parameters(), plain.parameters(), parts(gradient, plain), strict=True):
+            size = start.norm(dim=1, keepdim=True) if parameter is moved[0].weight else 1.0
+            parameter.data = start.data + sign * step * size * part
+        values.append(from_torch(moved, problem.X).objective(problem.X, problem.y, Squared(), problem.beta))
+    assert (values[0] - values[1]) / (2.0 * step) == pytest.approx(float(gradient @ gradient), rel=1e-5)
+
+
+def parts(flat, model):
+    """A flat vector in the shapes of the model's parameters."""
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    pieces = np.split(flat, np.cumsum(sizes)[:-1])
+    return [torch.as_tensor(piece).reshape(parameter.shape) for piece, parameter in zip(pieces, model.parameters(), strict=True)]
+
+
+def test_the_descent_has_the_objective_of_the_networks_and_its_gradient(problem):
+    network = from_torch(judged.alone(judged.networks(2, 1, full_norm=False), 0), problem.X).balanced()
+    directions, outputs = neurons_of(problem.fit.whitening, network)
+    size = np.sqrt(np.abs(outputs))
+    neurons = np.hstack([size * directions, np.sign(outputs) * size])
+    basis, y, beta = problem.fit.whitening.basis, problem.y, problem.beta
+
+    def value(flat):
+        return judged.value_and_gradient(flat.reshape(neurons.shape), basis, y, beta)[0]
+
+    def gradient(flat):
+        return judged.value_and_gradient(flat.reshape(neurons.shape), basis, y, beta)[1]
+
+    assert value(neurons.ravel()) == pytest.approx(network.objective(problem.X, y, Squared(), beta), rel=1e-10)
+    assert check_grad(value, gradient, neurons.ravel(), seed=0) <= 1e-5 * np.linalg.norm(gradient(neurons.ravel()))
+    assert 0.0 <= problem.excess(judged.descend(problem, network)) < problem.excess(network)
+
+
+def test_labels_keep_their_order_and_distance():
+    placed = judged.spread([0.0, 1.0, 1.01, 0.99, 5.0], 0.1)
+    assert np.argsort(placed).tolist() == [0, 3, 1, 2, 4]
+    assert np.min(np.diff(np.sort(placed))) >= 0.1 - 1e-9

@@ -13,6 +13,7 @@ from convexbn.export import from_torch, to_torch
 from convexbn.fit import Fit, beta_max, fit_convex_bn
 from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared
 from convexbn.network import Network, neurons_of, recover
+from convexbn.path import Path, fit_path
 from convexbn.program import Program
 from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, SolverError, SolverUnavailable, Status
@@ -21,7 +22,7 @@ from convexbn.validation import ConvexBNError, InputError
 from convexbn.whitening import Whitening, whiten
 
 if TYPE_CHECKING:
-    from convexbn.estimators import ConvexBNClassifier, ConvexBNRegressor
+    from convexbn.estimators import ConvexBNClassifier, ConvexBNClassifierCV, ConvexBNRegressor, ConvexBNRegressorCV
 
 __version__ = "0.1.0"
 
@@ -31,8 +32,10 @@ __all__ = [
     "ClosedForm",
     "Conic",
     "ConvexBNClassifier",
+    "ConvexBNClassifierCV",
     "ConvexBNError",
     "ConvexBNRegressor",
+    "ConvexBNRegressorCV",
     "Evidence",
     "Fit",
     "Hinge",
@@ -41,6 +44,7 @@ __all__ = [
     "Logistic",
     "Loss",
     "Network",
+    "Path",
     "Program",
     "SlidingFrankWolfe",
     "Softmax",
@@ -56,6 +60,7 @@ __all__ = [
     "count_arrangements",
     "enumerate_arrangements",
     "fit_convex_bn",
+    "fit_path",
     "from_torch",
     "neurons_of",
     "prune_network",
@@ -68,7 +73,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The estimators on first use: scikit-learn takes a second to import."""
-    if name in ("ConvexBNClassifier", "ConvexBNRegressor"):
+    if name.startswith("ConvexBN") and name in __all__:
         from convexbn import estimators
 
         return getattr(estimators, name)

@@ -23,7 +23,7 @@ from convexbn.whitening import Whitening, whiten
 PROOF_GAP = 1e-3
 HOPELESS_GAP = 0.1  # with many columns; from there minutes win little
 DUAL_STEPS = (100, 400)
-AT_LEAST = 4.0  # seconds for a better dual point and its price
+AT_LEAST = 1.0  # seconds for a better dual point and its price
 
 
 class Evidence(enum.Enum):
@@ -134,6 +134,8 @@ def certify(
     evidence, scope = _evidence(whitening.basis, targets, arrangements)
     if whitening.dropped:
         scope += f", for networks that don't read the {whitening.dropped} nearly collinear direction(s) of X that whitening drops"
+    if arrangements is not None and targets.ndim > 1:
+        raise InputError(f"arrangements are listed, but y has {targets.shape[1]} outputs: leave them out to bound over all arrangements")
     if arrangements is not None and arrangements.active.shape[1] != len(data):
         raise InputError(
             f"arrangements are patterns of {arrangements.active.shape[1]} samples, but X has {len(data)}: make them from this X"
@@ -143,7 +145,7 @@ def certify(
     candidates = [-the_loss.gradient(network.on(data).predict(data), targets)]
     if dual is not None:
         candidates += _usable(dual, targets)
-    judge = _Judge(whitening.basis, targets, the_loss, beta, arrangements, network.on(data), data)
+    judge = _Judge(whitening.basis, targets, the_loss, beta, arrangements, network.on(data), data, min(1.0, seconds))
     found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
     if arrangements is None and not is_square(whitening.basis, targets):
         found = judge.tightened(found, objective, seconds)
@@ -190,7 +192,9 @@ class _Judge:
         arrangements: Arrangements | None,
         network: Network,
         data: FloatArray,
+        patience: float,
     ) -> None:
+        self.patience = patience
         self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
         self.activations = np.maximum(network.hidden(data), 0.0)
         self.sizes = np.hypot(network.gain, network.shift)
@@ -201,7 +205,7 @@ class _Judge:
     def bound(self, candidate: FloatArray) -> _Bound:
         """-L*(-t V) with t h(V) <= beta, and the estimate that goes with it."""
         v = -self.loss.project(-candidate, self.y)
-        price = price_dual(self.basis, v, self.arrangements)
+        price = price_dual(self.basis, v, self.arrangements, seconds=self.patience)
         estimate = self._best_scale(v, max(price.lower, self._own(v)))[1]
         if self.best is None or estimate > self.best_estimate:
             self.best_estimate, self.best = estimate, (v, price)

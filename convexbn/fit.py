@@ -142,7 +142,7 @@ def fit_convex_bn(
         check_word(arrangements)
         the_solver = choose_solver(solver, arrangements, whitening, targets, seed=seed, verbose=verbose)
         listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
-        chosen = choose_arrangements(arrangements, whitening, seed=seed) if listed else None
+        chosen = choose_arrangements(arrangements, whitening, targets, seed=seed) if listed else None
         largest = _beta_max(whitening, targets, the_loss, chosen)
     strength = check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest if largest > 0 else 1.0
     program = Program(whitening.basis, targets, the_loss, strength, chosen)
@@ -171,7 +171,7 @@ def beta_max(
     """
     _, the_loss, targets, whitening = _prepare(X, y, loss)
     unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and (targets.ndim > 1 or not _few(whitening)))
-    chosen = None if unlisted else choose_arrangements(arrangements, whitening, seed=seed)
+    chosen = None if unlisted else choose_arrangements(arrangements, whitening, targets, seed=seed)
     return _beta_max(whitening, targets, the_loss, chosen)
 
 
@@ -180,8 +180,13 @@ def _few(whitening: Whitening) -> bool:
     return count_arrangements(whitening.samples, whitening.rank) <= ENUMERATE_UP_TO
 
 
-def choose_arrangements(arrangements: str | int | Arrangements, whitening: Whitening, *, seed: int = 0) -> Arrangements:
+def choose_arrangements(arrangements: str | int | Arrangements, whitening: Whitening, y: FloatArray, *, seed: int = 0) -> Arrangements:
     """The list of arrangements that the argument of `fit_convex_bn` stands for."""
+    if y.ndim > 1:
+        raise InputError(
+            f"arrangements would have to be listed, but y has {y.shape[1]} outputs, for which a list makes no conic program: "
+            "leave them out, and use solver='sliding'"
+        )
     if isinstance(arrangements, Arrangements):
         if arrangements.active.shape[1] != whitening.samples or (arrangements.complete and not arrangements.fits(whitening.basis)):
             raise InputError("arrangements are patterns of other data: make them by enumerate_arrangements(whiten(X).basis)")
@@ -213,8 +218,6 @@ def choose_solver(
 ) -> Solver:
     """The solver that the arguments of `fit_convex_bn` stand for."""
     listed = arrangements not in ("auto", "all")
-    if listed and y.ndim > 1:
-        raise InputError(f"arrangements are given, but y has {y.shape[1]} outputs: with several, all arrangements are solved, unlisted")
     if not isinstance(solver, str):
         if isinstance(solver, type) or not hasattr(solver, "solve"):
             raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
@@ -223,7 +226,7 @@ def choose_solver(
         chosen = _named_solver(solver, listed, whitening, y, seed, verbose)
     if listed and isinstance(chosen, SlidingFrankWolfe):
         raise InputError(
-            "arrangements are given, but the solver 'sliding' solves over all of them: leave them out, or take solver='CLARABEL'"
+            "arrangements are given, but the solver 'sliding' solves over all of them: use solver='CLARABEL', or leave them out"
         )
     return chosen
 

@@ -1,11 +1,12 @@
 """Batches that are small or made of few classes: full normalisation beside batch, group and batch renormalisation.
 
-    OMP_NUM_THREADS=1 python examples/full_norm.py [--quick] [--picture PATH]
+    OMP_NUM_THREADS=1 python examples/full_norm.py [--quick] [--picture PATH] [--data FOLDER]
 
 scikit-learn's digits, 1,000 to train, 397 to validate, 400 to test; two convolutions and a hidden layer, each normalised; plain
 SGD with a rate that falls to 0 by a half cosine. Every method has the same steps and the same grid of rates, of which the
 validation set chooses, and reads the test set once. Statistics are set to the exact ones of the training set before training and
-before evaluation, for every method that has them.
+before evaluation, for every method that has them. With --data, the same on photographs: 2,000 of CIFAR-10 in the official layout to
+train, 1,000 to validate, 1,000 to test, one convolution more, and fewer kinds of batches.
 
 The gradient is measured at the same weights for all: its mean over an epoch of batches that each start from exact averages, beside
 the gradient of the objective over the full batch. Group normalisation's objective knows no batches, so its gradient has no bias.
@@ -28,6 +29,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from convexbn.datasets import read_cifar10
 from convexbn.training.full_norm import (
     batch_norm_objective,
     convert_batch_norm,
@@ -110,12 +112,15 @@ class Row:
     small_share_error: float | None
 
 
-def network(method: str) -> nn.Module:
-    """The same initial weights for every method."""
+def network(method: str, images: Tensor) -> nn.Module:
+    """The same initial weights for every method; photographs (n, 3, 32, 32) pass a first block that makes them (n, 8, 8, 8)."""
     torch.manual_seed(0)
     image, feature = METHODS[method]
+    photographs = images.shape[1] == 3
+    block = (nn.Conv2d(3, 8, 3, stride=2, padding=1), image(8), nn.ReLU(), nn.MaxPool2d(2)) if photographs else ()
     model = nn.Sequential(
-        *(nn.Conv2d(1, 8, 3, padding=1), image(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *block,
+        *(nn.Conv2d(8 if photographs else 1, 8, 3, padding=1), image(8), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(8, 16, 3), image(16), nn.ReLU(), nn.Flatten()),
         *(nn.Linear(64, 32), feature(32), nn.ReLU(), nn.Linear(32, 10)),
     )
@@ -144,7 +149,7 @@ def has_statistics(method: str) -> bool:
 
 def train(method: str, data: tuple[Tensor, Tensor], size: int, classes: int, rate: float, steps: int) -> nn.Module:
     """The network after SGD, in eval mode with exact statistics."""
-    model = network(method)
+    model = network(method, data[0])
     set_exact_statistics(model, [data], cross_entropy if method == "full normalisation" else None)
     optimiser = torch.optim.SGD(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -173,7 +178,7 @@ def gradient_bias(
     """Cosine and relative error of the mean gradient over the batches against the gradient over the full batch, in float64."""
     if not has_statistics(method):
         return 1.0, 0.0
-    model = network(method)
+    model = network(method, data[0])
     model.load_state_dict(weights.state_dict())
     model, exact = model.double().train(), convert_batch_norm(copy.deepcopy(weights)).double()
     full = full_norm_gradient(exact, [data], cross_entropy)
@@ -215,8 +220,10 @@ def measure(method: str, splits: dict[str, tuple[Tensor, Tensor]], weights: nn.M
     return Row(size, classes, method, rate, validation, accuracy(model, *splits["test"]), objective, loss, cosine, error, small)
 
 
-def load(quick: bool) -> dict[str, tuple[Tensor, Tensor]]:
-    """Images (n, 1, 8, 8) in [-1, 1] and labels, in three parts."""
+def load(quick: bool, folder: Path | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images in [-1, 1], (n, 1, 8, 8) or (n, 3, 32, 32), and labels, in three parts."""
+    if folder is not None:
+        return photographs(quick, folder)
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     X, y = torch.tensor(images[order] / 8.0 - 1.0, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(labels[order])
@@ -224,15 +231,31 @@ def load(quick: bool) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (X[start:end], y[start:end]) for name, (start, end) in ends.items()}
 
 
-def settings(quick: bool) -> list[tuple[int, int]]:
+def photographs(quick: bool, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """CIFAR-10: training and validation images from its training part, test images from its test part."""
+    data = read_cifar10(folder)
+    rows = np.random.default_rng(0).permutation(len(data.train_labels))[:3000]
+    tests = np.random.default_rng(1).permutation(len(data.test_labels))[:1000]
+
+    def part(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        return torch.tensor(images[chosen] / 127.5 - 1.0, dtype=torch.float32), torch.tensor(labels[chosen], dtype=torch.int64)
+
+    train, validation = (part(data.train_images, data.train_labels, chosen) for chosen in (rows[: 200 if quick else 2000], rows[2000:]))
+    return {"train": train, "validation": validation, "test": part(data.test_images, data.test_labels, tests)}
+
+
+def settings(quick: bool, folder: Path | None) -> list[tuple[int, int]]:
     """Sizes and classes of the batches; a batch of one has one class."""
-    sizes, classes = ((8, 64), (1, 10)) if quick else (tuple(STEPS), (1, 3, 10))
+    if quick:
+        sizes, classes = (8, 64), (1, 10)
+    else:
+        sizes, classes = (tuple(STEPS), (1, 3, 10)) if folder is None else ((2, 8, 64), (1, 10))
     return [(size, number) for size in sizes for number in classes if size > 1 or number == 1]
 
 
-def table_of(rows: list[Row]) -> Table:
+def table_of(rows: list[Row], data: str) -> Table:
     """All of them; the best test accuracy of each kind of batches in bold."""
-    table = Table(title="Digits, mini-batches of a few classes")
+    table = Table(title=f"{data}, mini-batches of a few classes")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for row in rows:
@@ -307,17 +330,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few settings, samples and steps, to see that it runs")
     parser.add_argument("--picture", type=Path, help="where to write a picture")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="CIFAR-10 in the official layout, instead of the digits")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    start, splits = time.perf_counter(), load(arguments.quick)
+    start, splits = time.perf_counter(), load(arguments.quick, arguments.data)
     scale = 0.05 if arguments.quick else 1.0
     weights = train("full normalisation", splits["train"], 64, 10, 0.1, max(1, int(100 * scale)))
-    cases = [(size, classes, method) for size, classes in settings(arguments.quick) for method in METHODS]
+    cases = [(size, classes, method) for size, classes in settings(arguments.quick, arguments.data) for method in METHODS]
     rows = []
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
         for size, classes, method in progress.track(cases, description="training"):
             rows.append(measure(method, splits, weights, size, classes, scale))
-    Console(width=140).print(table_of(rows))
+    Console(width=140).print(table_of(rows, "CIFAR-10" if arguments.data else "Digits"))
     data = splits["train"][0].double(), splits["train"][1]
     one_class = partition(*data, 8, 1, torch.Generator().manual_seed(2))
     _, error = gradient_bias("full normalisation", weights, data, one_class, share=0.0)

@@ -85,7 +85,7 @@ def test_the_judged_objective_is_n_times_the_trained_one(problem):
     penalty = sum(decay * p.square().sum() for decay, p in zip(judged.decays(problem), plain.parameters(), strict=True))
     objective = from_torch(plain, problem.X).objective(problem.X, problem.y, Squared(), problem.beta)
     assert objective == pytest.approx(n * (loss + 0.5 * penalty).item(), rel=1e-3)  # apart from the epsilon of batch normalisation
-    plain[1].eps = 0.0
+    plain[1].eps = 1e-14
     objective = from_torch(plain, problem.X).objective(problem.X, problem.y, Squared(), problem.beta)
     loss = judged.mean_loss(plain(torch.as_tensor(problem.X))[:, 0], torch.as_tensor(problem.y))
     assert objective == pytest.approx(n * (loss + 0.5 * penalty).item(), rel=1e-12)
@@ -109,7 +109,7 @@ def test_an_epoch_is_a_partition_of_the_samples(problem, kind):
 
 def test_the_true_gradient_is_that_of_the_judged_objective(problem):
     run = judged.train(problem, "full norm., sorted", judged.networks(2, 1, full_norm=True), 0.03, 5)
-    run.model[1].eps = 0.0
+    run.model[1].eps = 1e-14
     gradient = len(problem.y) * judged.mean_gradient(problem, run, "full")[0]
     plain, step = judged.alone(run.model, 0), 1e-6
     values = []

@@ -135,7 +135,8 @@ class _Cuts:
     def hottest(self, lower: float) -> tuple[FloatArray, FloatArray]:
         """Directions and outputs of the cuts that are nearly as high as h or higher, at most 3 C + 4 of them, the highest first."""
         heights = np.array(self.heights)
-        order = [k for k in np.argsort(-heights)[: 3 * self.v.shape[1] + 4] if heights[k] > 0.97 * lower]
+        highest = np.argsort(-heights)[: 3 * self.v.shape[1] + 4]
+        order = [k for k in highest if heights[k] > 0.97 * lower] or highest[:1].tolist()
         return np.array(self.directions)[order], np.array(self.outputs)[order]
 
 
@@ -147,6 +148,8 @@ def _covers(points: FloatArray, simplices: IntArray) -> bool:
     opposite sides of the hyperplane through ridge and 0. Determinants within rounding of 0 count as no.
     """
     outputs = simplices.shape[1]
+    if not len(simplices):
+        return False
     ordered = np.sort(simplices, axis=1)
     scaled = points / np.linalg.norm(points, axis=1, keepdims=True)
     volume = np.linalg.det(scaled[ordered])

@@ -56,7 +56,8 @@ class Region:
         reach: FloatArray = height
         for q, o in zip(self.normals, self.offsets, strict=True):
             along = rows @ q
-            rim = o * along + np.sqrt(max(0.0, 1.0 - o**2)) * np.sqrt(np.maximum(0.0, height**2 - along**2))
+            across = np.linalg.norm(rows - np.outer(along, q), axis=1)  # not from ||u||^2 - along^2, which cancels
+            rim = o * along + np.sqrt(max(0.0, 1.0 - o**2) + 1e-15) * across
             reach = np.where(along >= o * height, reach, np.minimum(reach, rim))
         return np.asarray(reach + 1e-12 * height)
 
@@ -98,10 +99,15 @@ class Relaxation:
         The direction, best a local maximiser of v^T (U's)_+, makes the bound tight sooner; any gives a valid bound. Descent ends
         where the bound is at most `enough`, or no more than 1e-5 above what the direction attains.
         """
+        size = float(np.max(np.abs(v), initial=0.0))
+        if size == 0.0:
+            return 0.0
+        unit = float(np.ldexp(1.0, np.frexp(size)[1]))  # multipliers have units: descent goes the same way in every unit of v
+        return unit * self._bound_of_unit_size(v / unit, direction, steps, enough / unit)
+
+    def _bound_of_unit_size(self, v: FloatArray, direction: FloatArray, steps: int, enough: float) -> float:
         worth = float(v @ np.maximum(self.basis @ direction, 0.0))
         scale = worth if worth > 0 else float(np.linalg.norm(v))
-        if scale == 0.0:
-            return 0.0
         x = self.start(direction)
         best = np.inf
         for temperature in TEMPERATURES:

@@ -44,6 +44,18 @@ def bound_by_tree(
     lower : a value that is attained
     tolerance, seconds : when to stop
     """
+    size = float(np.max(np.abs(v), initial=0.0))
+    trivial = float(np.linalg.norm(v)) * (1.0 + 1e-12)
+    if size == 0.0 or lower <= 0.0:
+        return trivial
+    unit = float(np.ldexp(1.0, np.frexp(size)[1]))
+    return min(trivial, unit * _search(basis, v / unit, directions, outputs, lower / unit, tolerance, seconds))
+
+
+def _search(
+    basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray, lower: float, tolerance: float, seconds: float
+) -> float:
+    """The same for V of unit size: multipliers have units, and descent goes the same way in every one so."""
     deadline = time.perf_counter() + seconds
     goal = (1.0 + tolerance) * lower
     whole = Region.whole(basis.shape[1])
@@ -54,7 +66,9 @@ def bound_by_tree(
     while heap and time.perf_counter() < deadline:
         full = len(heap) * heap[0].x.nbytes > MEMORY
         newest = max(range(len(heap)), key=lambda place: heap[place].number) if full else 0
-        node = heap.pop(newest) if full else heapq.heappop(heap)
+        if full:  # to the front, whatever its bound: the rest is a heap again when it has been split
+            heap[0], heap[newest] = heap[newest], heap[0]
+        node = heapq.heappop(heap)
         for region in _parts(basis, node, lower):
             child = _bounded(basis, node.v, region, node.x, lower, goal, -node.key, count)
             count += 1
@@ -81,10 +95,15 @@ def _bounded(
     return _Node(-bound, number, v, region, x)
 
 
-def _parts(basis: FloatArray, node: _Node, scale: float) -> tuple[Region, Region]:
-    """The region in two, across the direction of largest variance of s under the density of the relaxation, at its mean."""
+def _parts(basis: FloatArray, node: _Node, scale: float) -> list[Region]:
+    """The region in two, across the direction of largest variance of s under the density of the relaxation, near its mean.
+
+    Not nearer to the region's own ends than a fifth of its width, or a split would cut off nothing; empty parts are left out.
+    """
     density = Relaxation(basis, node.region).smoothed(node.v, node.x, SPLITTING * scale).density
     mean = density[1:, 0] / density[0, 0]
     variance = density[1:, 1:] / density[0, 0] - np.outer(mean, mean)
     normal = np.linalg.eigh(variance)[1][:, -1]
-    return node.region.split(normal, float(normal @ mean))
+    high, low = node.region.reach(normal[None])[0], -node.region.reach(-normal[None])[0]
+    offset = float(np.clip(normal @ mean, low + 0.2 * (high - low), high - 0.2 * (high - low)))
+    return [part for part in node.region.split(normal, offset) if np.all(part.reach(part.normals) >= part.offsets)]

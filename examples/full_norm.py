@@ -311,12 +311,13 @@ def draw_method(upper: Any, lower: Any, places: list[int], rows: list[Row]) -> N
 
 def label(axes: Any, rows: list[Row], right: int) -> None:
     """Names of axes and lines."""
-    ticks = [1, 2, 5, 10, 20, 50, 90]
+    hard = min(100.0 - row.test for row in rows) > 50.0
+    ticks = [50, 60, 70, 80, 90] if hard else [1, 2, 5, 10, 20, 50, 90]
     axes[0, 0].set_yticks(ticks, [f"{tick} %" for tick in ticks])
     axes[0, 0].minorticks_off()
     axes[0, 0].set_ylabel("test error")
     axes[1, 0].set_ylabel("relative error of the mean gradient")
-    axes[0, 0].text(0, 84, "chance", va="top", color="#777777", fontsize=9)
+    axes[0, 0].text(0, 91 if hard else 84, "chance", va="bottom" if hard else "top", color="#777777", fontsize=9)
     axes[1, 0].set_yticks([0.01, 0.1, 1.0, 10.0], ["1 %", "10 %", "100 %", "1000 %"])
     classes = sorted({row.classes for row in rows})[1]
     last = next(row for row in reversed(rows) if row.classes == classes and row.small_share_error is not None)

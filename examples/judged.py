@@ -9,9 +9,10 @@ which fall to 0 by a half cosine. The rate with the least median objective at th
 order of the targets, or samples of one class. Every number is the excess (objective - bound) / bound of the network with the
 statistics of the full batch, whatever the method itself minimises.
 
-Then why each method ends there. From its last weights: as many epochs again, which help a method that is slow; the mean gradient over
-its batches beside the true one, much smaller where the method is done with an objective of its own; and L-BFGS on the full batch,
-after a kick of 1e-3 that leaves saddle points, which helps whatever isn't a bad minimum.
+Then why each method ends there. From its last weights: as many epochs again, which help a method that is slow; with mini-batches as
+many more at a tenth of the rate, which help against noise, and not against an objective that is another one; the mean gradient over
+the method's batches beside the true one, much smaller where the method is done with an objective of its own; and L-BFGS on the full
+batch, after a kick of 1e-3 that leaves saddle points, which helps whatever isn't a bad minimum.
 """
 
 import argparse
@@ -111,7 +112,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Finding:
-    """Excesses (seeds,) at the end, after as many epochs again, and after L-BFGS.
+    """Excesses (seeds,) at the end, after as many epochs again, and as many at a tenth of the rate, for mini-batches; after L-BFGS.
 
     `ratio` (seeds,) is the size of the mean gradient that the method follows, divided by that of the true one. The gap is that of the
     median network's own certificate, estimated; `neurons` (seeds,) have a share in the penalty.
@@ -121,6 +122,7 @@ class Finding:
     end: np.ndarray
     ratio: np.ndarray
     again: np.ndarray
+    slower: np.ndarray | None
     descended: np.ndarray
     gap: float
     neurons: np.ndarray
@@ -318,8 +320,10 @@ def explain(problem: Problem, run: Run, epochs: int) -> Finding:
     middle = ends[int(np.argsort(end)[len(end) // 2])]
     gap = certify(problem.X, problem.y, middle, beta=problem.beta, seconds=0.1).estimated_gap
     descended = np.array([problem.excess(descend(problem, network)) for network in ends])
-    again = train(problem, run.method, run.model, run.rate, epochs, checkpoints=1).excess[-1]  # last, as it moves the model
-    return Finding(run, end, own / true, again, descended, gap, np.array([alive(network) for network in ends]))
+    # Last, as they move the model.
+    again = train(problem, run.method, run.model, run.rate, epochs, checkpoints=1).excess[-1]
+    slower = train(problem, run.method, run.model, 0.1 * run.rate, epochs, checkpoints=1).excess[-1] if method.batches != "full" else None
+    return Finding(run, end, own / true, again, slower, descended, gap, np.array([alive(network) for network in ends]))
 
 
 def from_the_start(problem: Problem, seeds: int) -> list[float]:
@@ -344,7 +348,7 @@ def table_of(problem: Problem, findings: list[Finding]) -> Table:
         f"convex program {certificate.objective:.6f}, at most {fitted} above"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("method", "rate", "end", "worst", "again", "gradient", "L-BFGS", "worst", "own gap", "neurons"):
+    for column in ("method", "rate", "end", "worst", "again", "rate / 10", "gradient", "L-BFGS", "worst", "own gap", "neurons"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for finding in findings:
         end, again, descended = (
@@ -352,7 +356,8 @@ def table_of(problem: Problem, findings: list[Finding]) -> Table:
             for values in (finding.end, finding.again, finding.descended)
         )
         ratio, last = f"{np.median(finding.ratio):.2f}", (percent(finding.gap), f"{np.median(finding.neurons):.0f}")
-        table.add_row(finding.run.method, f"{finding.run.rate:g}", *end, again[0], ratio, *descended, *last)
+        slower = "" if finding.slower is None else percent(float(np.median(finding.slower)))
+        table.add_row(finding.run.method, f"{finding.run.rate:g}", *end, again[0], slower, ratio, *descended, *last)
     return table
 
 
@@ -452,8 +457,8 @@ def main() -> None:
             panels.append((the_problem, findings))
             Console(width=150).print(table_of(the_problem, findings))
             print(f"L-BFGS from the initial weights: {', '.join(map(percent, from_the_start(the_problem, seeds)))}\n")
-    print("end, again, L-BFGS: (objective - bound) / bound with full-batch statistics, median over seeds. gradient: size of the mean")
-    print("gradient over the method's batches, divided by the true one's. own gap: of the median network's own certificate, estimated.")
+    print("end, again, rate / 10, L-BFGS: (objective - bound) / bound with full-batch statistics, median over seeds. gradient: size of")
+    print("the mean one over the method's batches, divided by the true one's. own gap: of the median network's own certificate, estimated.")
     print(f"{seeds} seeds, {epochs} epochs, {time.perf_counter() - start:.0f} s, {torch.get_num_threads()} thread")
     if arguments.picture:
         draw(panels, len(rates), arguments.picture)

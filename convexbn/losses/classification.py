@@ -163,8 +163,8 @@ class Softmax:
             )
         if float(np.min(y)) < 0.0 or not np.allclose(y.sum(axis=1), 1.0, rtol=0.0, atol=1e-9):
             raise InputError(
-                "y has rows that are no probabilities, which the softmax loss needs: "
-                "pass np.eye(C)[labels], or divide non-negative rows by their sums"
+                "y has rows that are no probabilities: for the softmax loss they must be at least 0 and sum to 1, "
+                "pass np.eye(C)[labels] for one-hot rows"
             )
         rows: FloatArray = y / y.sum(axis=1, keepdims=True)
         return rows

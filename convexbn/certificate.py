@@ -16,6 +16,7 @@ from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
 from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, is_square, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
+from convexbn.threads import few_threads
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
@@ -146,9 +147,10 @@ def certify(
     if dual is not None:
         candidates += _usable(dual, targets)
     judge = _Judge(whitening.basis, targets, the_loss, beta, arrangements, network.on(data), data, min(1.0, seconds))
-    found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
-    if arrangements is None and not is_square(whitening.basis, targets):
-        found = judge.tightened(found, objective, seconds)
+    with few_threads(whitening.basis.size):
+        found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
+        if arrangements is None and not is_square(whitening.basis, targets):
+            found = judge.tightened(found, objective, seconds)
     estimate = min(objective, judge.best_estimate)
     return Certificate(objective, found.proved, evidence, scope, found.price.upper, found.dual, max(found.proved, estimate))
 

@@ -16,7 +16,7 @@ import convexbn
 ROOT = Path(convexbn.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path for path in ROOT.rglob("*.py")}
 FLOORS = [
-    ["validation", "progress"],
+    ["validation", "progress", "threads"],
     ["losses", "arrangements", "whitening"],
     ["program", "network", "pricing", "smoothing", "checkpoint"],
     ["solution", "pruning"],
@@ -29,7 +29,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 APART = {"training", "datasets"}  # imported by none of the others
 HOMES = {"cvxpy": {"solvers.conic"}, "matplotlib": {"path"}, "sklearn": {"estimators"}, "torch": {"export", "solvers", "training"}}
-EVERYWHERE = {*sys.stdlib_module_names, "numpy", "scipy", "rich"}
+EVERYWHERE = {*sys.stdlib_module_names, "numpy", "scipy", "rich", "threadpoolctl"}
 HEAVY = ["torch", "cvxpy", "sklearn", "scipy.optimize", "rich", "matplotlib", "pandas"]
 
 

@@ -18,6 +18,7 @@ from convexbn.progress import console
 from convexbn.smoothing import Smoothed
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.descent import fit_amplitudes, slide
+from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
 # The width of the smoothed kinks of ReLU (and of the loss, where it has any) follows the gap, as WIDTH_PER_GAP times its relative
@@ -82,6 +83,10 @@ class SlidingFrankWolfe:
 
     def solve(self, program: Program) -> Solution:
         """The best neurons found, with the dual point of the best estimated bound; an interrupt returns what is there."""
+        with few_threads(program.basis.size):
+            return self._solve(program)
+
+    def _solve(self, program: Program) -> Solution:
         unit = program.loss.scale(program.y)
         state = _State(program, unit, self)
         status = Status.LIMIT

@@ -283,16 +283,11 @@ class _State:
         self.accept(_Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0))
 
     def polish(self, deadline: float) -> None:
-        """Descend once more from the best neurons with ever sharper kinks, as long as that gains a hundredth of the tolerance."""
+        """Descend once more from the best neurons with ever sharper kinks: the last digits, which rounds don't pay for."""
         self.neurons = self.best
         for width in POLISH:
-            if time.perf_counter() > deadline:
-                break
-            before = self.lowest
-            if len(self.best.outputs):
+            if len(self.best.outputs) and time.perf_counter() < deadline:
                 self.accept(_Neurons(*slide(self.exact, self.y, *self.best, self.beta, self.smooth_loss(width), width, steps=300)))
-            if before - self.lowest <= 0.01 * self.settings.tolerance * before:
-                break
 
     def slide(self, width: float) -> None:
         """Descend on directions and outputs together, then merge neurons as far as that costs little of the gap."""

@@ -104,7 +104,7 @@ def certify(
     Weak duality: with h(V) = max over ||s|| <= 1 of ||V^T (U's)_+||, every t V with t h(V) <= beta has -L*(-t V) <= optimum. V is
     minus the gradient of the loss at the network's outputs, t the best admissible scale. Over all arrangements h(V) is known
     at rank n - 1 and where they are listed, and else bounded from above by a relaxation, for which a better V is looked for as
-    well, and by branch and bound for up to 7 features: the bound is proved, and less tight for small beta. Over a sample, to
+    well, and by branch and bound, on boxes for up to 7 features: the bound is proved, and less tight for small beta. Over a sample, to
     which the network's own neurons are added, it is proved for the sampled program and says nothing about networks outside of
     it.
 
@@ -116,7 +116,8 @@ def certify(
     beta, loss : the objective's
     arrangements : of the whitened X, to be listed one by one; None stands for all of them
     dual : of the shape of y; another candidate for V, for losses with kinks whose gradient says little; it is checked, not believed
-    seconds : for branch and bound, where the relaxation leaves a relative gap above 1e-3
+    seconds : for better dual points, branch and bound, and with several outputs the search over them, where the relaxation leaves
+        a relative gap above 1e-3
 
     Raises
     ------
@@ -175,9 +176,10 @@ def _evidence(basis: FloatArray, y: FloatArray, arrangements: Arrangements | Non
 
 @dataclass(frozen=True)
 class _Bound:
-    """The bound of one dual point, with the scaled point and the price that scaled it."""
+    """The bound of one dual point v, with the scaled point and the price of v that scaled it."""
 
     proved: float
+    v: FloatArray
     dual: FloatArray
     price: Price
 
@@ -217,7 +219,7 @@ class _Judge:
         """The bound of v; the network's own neurons count in its price, so that the bound can't pass the network's objective."""
         price = replace(price, upper=max(price.upper, self._own(v)))
         scale, proved = self._best_scale(v, price.upper)
-        return _Bound(proved, scale * v, price)
+        return _Bound(proved, v, scale * v, price)
 
     def tightened(self, found: _Bound, objective: float, seconds: float) -> _Bound:
         """The best bound after better dual points for the relaxation, and after branch and bound where that isn't enough.
@@ -251,11 +253,9 @@ class _Judge:
             search = partial(bound_by_boxes, self.basis, lower=price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
             with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
                 return self.scaled(v, replace(price, upper=max(threads.map(search, (v, -v)))))
-        price = price_dual(self.basis, found.dual, None)
-        upper = bound_by_tree(
-            self.basis, found.dual, price.directions, price.outputs, price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds
-        )
-        return self.scaled(found.dual, replace(price, upper=upper))
+        v, price = found.v, found.price
+        upper = bound_by_tree(self.basis, v, price.directions, price.outputs, price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
+        return self.scaled(v, replace(price, upper=upper))
 
     def _own(self, v: FloatArray) -> float:
         """The largest ||v^T (U's)_+|| / ||s|| of the network's neurons."""

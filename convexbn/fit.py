@@ -124,8 +124,8 @@ def fit_convex_bn(
         Frank-Wolfe; "closed form"; "sliding"; a name that CVXPY knows, such as "SCS" or "MOSEK"; or a `Solver` such as
         `Conic("SCS", {"eps_abs": 1e-9})` or `SlidingFrankWolfe(tolerance=1e-5)`
     seed : of the sample and of the searches
-    proof_seconds : for branch and bound, where all arrangements are unlisted, there are at most 7 features, and the relaxation
-        leaves a gap above 1e-3
+    proof_seconds : for better proofs where all arrangements are unlisted and the relaxation leaves a gap above 1e-3: the `seconds`
+        of `certify`
     verbose : show each stage
 
     Raises
@@ -255,7 +255,7 @@ def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arr
 
 
 def _price_of(pull: FloatArray, whitening: Whitening, arrangements: Arrangements | None) -> float:
-    if arrangements is None and (not is_square(whitening.basis, pull)):
+    if arrangements is None and not is_square(whitening.basis, pull):
         starts = random_directions(256, whitening.rank + 1, (0,))
         return float(np.max(evolve(whitening.basis, pull.reshape(len(pull), -1), starts, seed=(0,), children=64, generations=4)[1]))
     return price_dual(whitening.basis, pull, arrangements).lower

@@ -27,13 +27,6 @@ def _check_signs(y: FloatArray, name: str) -> FloatArray:
     return y
 
 
-def _softmax(f: FloatArray) -> FloatArray:
-    """exp f_c / sum_k exp f_k of each row, without overflow."""
-    weights = np.exp(f - np.max(f, axis=1, keepdims=True))
-    shares: FloatArray = weights / weights.sum(axis=1, keepdims=True)
-    return shares
-
-
 @dataclass(frozen=True)
 class Logistic:
     """l(f, y) = log(1 + exp(-y f)), y in {-1, +1}; conjugate t log t + (1 - t) log(1 - t) with t = -v y in [0, 1]."""
@@ -177,7 +170,9 @@ class Softmax:
 
     def gradient(self, f: FloatArray, y: FloatArray) -> FloatArray:
         """softmax(f) - y."""
-        return _softmax(f) - y
+        from scipy.special import softmax
+
+        return softmax(f, axis=1) - y
 
     def conjugate(self, v: FloatArray, y: FloatArray) -> float:
         """Minus the entropy of p = v + y, where its rows are probabilities to within rounding."""
@@ -209,18 +204,18 @@ class Softmax:
 
         The Hessian I / step + diag(p) - p p^T is inverted by the formula of Sherman and Morrison.
         """
+        from scipy.special import logsumexp, softmax
+
         centre = z + step * y
 
         def objective(f: FloatArray) -> FloatArray:
-            from scipy.special import logsumexp
-
             values: FloatArray = logsumexp(f, axis=1) + np.sum((f - centre) ** 2, axis=1) / (2.0 * step)
             return values
 
-        f = centre - step * _softmax(z)
+        f = centre - step * softmax(z, axis=1)
         value = objective(f)
         for _ in range(200):
-            p = _softmax(f)
+            p = softmax(f, axis=1)
             slope = p + (f - centre) / step
             diagonal = 1.0 / (p + 1.0 / step)
             inverse = diagonal * slope

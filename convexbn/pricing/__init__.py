@@ -12,7 +12,7 @@ from convexbn.arrangements import Arrangements
 from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.everywhere import bound_by_relaxation, price_everywhere
-from convexbn.pricing.local import climb, evolve, local_search, random_directions
+from convexbn.pricing.local import climb, distinct, evolve, local_search, random_directions
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.pricing.tree import bound_by_tree
@@ -27,6 +27,7 @@ __all__ = [
     "bound_by_tree",
     "bound_over_outputs",
     "climb",
+    "distinct",
     "evolve",
     "is_square",
     "local_search",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from convexbn.pricing.cells import Price
-from convexbn.pricing.local import climb, evolve, local_search, random_directions
+from convexbn.pricing.local import climb, distinct, evolve, local_search, random_directions
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.validation import FloatArray
@@ -73,10 +73,6 @@ def _of_all_outputs(basis: FloatArray, v: FloatArray, directions: FloatArray) ->
     values = np.maximum(basis @ directions.T, 0.0).T @ v
     worths = np.linalg.norm(values, axis=1)
     units = values / np.where(worths > 0, worths, 1.0)[:, None]
-    chosen: list[int] = []
-    for j in np.argsort(-worths):
-        if len(chosen) < NEURONS and worths[j] > 0 and (not chosen or np.max(units[chosen] @ units[j]) < DISTINCT):
-            chosen.append(int(j))
-    chosen = chosen or [0]
+    chosen = distinct(units, worths, cosine=DISTINCT, most=NEURONS) or [0]
     lower = float(np.max(worths, initial=0.0))
     return Price(lower, lower, directions[chosen], units[chosen])

@@ -20,6 +20,17 @@ def normalised(rows: FloatArray) -> FloatArray:
     return scaled
 
 
+def distinct(units: FloatArray, worths: FloatArray, *, cosine: float, most: int, threshold: float = 0.0) -> list[int]:
+    """Indices of the best unit rows whose worth is above the threshold, no two with a cosine of `cosine` or more."""
+    chosen: list[int] = []
+    for j in np.argsort(-worths):
+        if worths[j] <= threshold or len(chosen) >= most:
+            break
+        if not chosen or float(np.max(units[chosen] @ units[j])) < cosine:
+            chosen.append(int(j))
+    return chosen
+
+
 def local_search(basis: FloatArray, v: FloatArray, starts: FloatArray, *, steps: int = 25) -> tuple[FloatArray, FloatArray]:
     """Ascend h(s) = ||V^T (U's)_+|| on the unit sphere from many starts at once; every value is a lower bound on h(V).
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price
-from convexbn.pricing.local import local_search, normalised
+from convexbn.pricing.local import distinct, local_search, normalised
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.validation import FloatArray
 
@@ -69,12 +69,15 @@ def bound_over_outputs(
         simplices = cuts.simplices()
         corners = cuts.corners(simplices)
         norms = np.linalg.norm(corners, axis=1)
-        if _covers(cuts.points, simplices):
-            upper = min(upper, float(np.max(norms)) / cuts.reached(simplices, corners) * (1.0 + 1e-12))
+        reached = cuts.reached(simplices, corners)
+        if reached > 0.5 and _covers(cuts.points, simplices):  # below, the corners are nothing but rounding
+            upper = min(upper, float(np.max(norms)) / reached * (1.0 + 1e-12))
         if upper <= cuts.goal or time.perf_counter() > deadline or len(simplices) > VERTICES:
             break
-        worst = normalised(corners[np.argsort(-norms)[: 100 * SEVERAL]])
-        for w in (wanted or _distinct(worst))[:SEVERAL]:
+        furthest = np.argsort(-norms)[: 100 * SEVERAL]
+        units = normalised(corners[furthest])
+        new = [units[j] for j in distinct(units, norms[furthest], cosine=DISTINCT, most=SEVERAL)]
+        for w in wanted[:SEVERAL] or new:
             cuts.add(w)
         wanted = wanted[SEVERAL:]
     return Price(max(upper, lower), lower, *cuts.hottest(lower))
@@ -104,7 +107,7 @@ class _Cuts:
         height = simple if quick else min(simple, self.relaxation.bound(column, direction, enough=self.goal))
         worth = float(np.max(values))
         if not quick and height > self.goal and self.basis.shape[1] <= BOX_COLUMNS:
-            tolerance = max(0.0, 0.9 * self.goal / worth - 0.9) if worth > 0 else 0.0
+            tolerance = max(0.0, 0.9 * (self.goal / worth - 1.0)) if worth > 0 else 0.0
             height = min(height, bound_by_boxes(self.basis, column, worth, tolerance=tolerance, seconds=BOX_SECONDS))
         raised = max(height, FLATTEST * self.goal) * (1.0 + JOGGLE * self.joggle.random())
         self.outputs.append(w)
@@ -161,12 +164,3 @@ def _covers(points: FloatArray, simplices: IntArray) -> bool:
     _, place, number = np.unique(ridges, axis=0, return_inverse=True, return_counts=True)
     balance = np.bincount(place.ravel(), weights=sides, minlength=len(number))
     return bool(np.all(number == 2) and np.all(balance == 0.0))
-
-
-def _distinct(candidates: FloatArray) -> list[FloatArray]:
-    """The first few unit vectors of which no two are nearly the same."""
-    chosen: list[FloatArray] = []
-    for w in candidates:
-        if len(chosen) < SEVERAL and all(float(w @ other) < DISTINCT for other in chosen):
-            chosen.append(w)
-    return chosen

@@ -64,9 +64,8 @@ def _search(
     heapq.heapify(heap)
     done, count = 0.0, len(heap)
     while heap and time.perf_counter() < deadline:
-        full = len(heap) * heap[0].x.nbytes > MEMORY
-        newest = max(range(len(heap)), key=lambda place: heap[place].number) if full else 0
-        if full:  # to the front, whatever its bound: the rest is a heap again when it has been split
+        if len(heap) * heap[0].x.nbytes > MEMORY:  # the newest to the front, whatever its bound
+            newest = max(range(len(heap)), key=lambda place: heap[place].number)
             heap[0], heap[newest] = heap[newest], heap[0]
         node = heapq.heappop(heap)
         for region in _parts(basis, node, lower):

@@ -12,7 +12,7 @@ import numpy as np
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from convexbn.losses import Loss
 from convexbn.network import merge
-from convexbn.pricing import climb, evolve, local_search, random_directions
+from convexbn.pricing import climb, distinct, evolve, local_search, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.smoothing import Smoothed
@@ -264,7 +264,8 @@ class _State:
 
         The pool holds what was found before: where V comes to violate h <= beta at one of them again, it costs no search.
         """
-        self.pool = np.concatenate([found[_distinct(found, worths, 0.5 * self.beta)], self.pool])[:POOL]
+        kept = distinct(found, worths, cosine=COSINE, most=NEW, threshold=0.5 * self.beta)
+        self.pool = np.concatenate([found[kept], self.pool])[:POOL]
         for _ in range(CORRECTIONS):
             self.add(found, worths, width)
             found = self.pool
@@ -275,7 +276,7 @@ class _State:
     def add(self, found: FloatArray, worths: FloatArray, width: float) -> None:
         """Solve for the amplitudes of the present neurons and of the best distinct ones among those found."""
         threshold = self.beta + 0.1 * max(0.0, float(np.max(worths)) - self.beta)
-        chosen = _distinct(found, worths, threshold)
+        chosen = distinct(found, worths, cosine=COSINE, most=NEW, threshold=threshold)
         directions = np.concatenate([self.neurons.directions, found[chosen]])
         outputs = np.concatenate([self.neurons.outputs, np.zeros((len(chosen), self.y.shape[1]))])
         features = np.maximum(self.exact @ directions.T, 0.0)
@@ -303,17 +304,6 @@ class _State:
             if self.objective(merged) <= allowed:
                 return self.accept(merged)
         return self.accept(moved)
-
-
-def _distinct(directions: FloatArray, worths: FloatArray, threshold: float) -> list[int]:
-    """Indices of the best directions above the threshold, no two with a cosine above COSINE."""
-    chosen: list[int] = []
-    for j in np.argsort(-worths):
-        if worths[j] <= threshold or len(chosen) >= NEW:
-            break
-        if not chosen or float(np.max(directions[chosen] @ directions[j])) < COSINE:
-            chosen.append(int(j))
-    return chosen
 
 
 def _print(number: int, entry: Round) -> None:

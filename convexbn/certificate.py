@@ -17,7 +17,7 @@ from convexbn.network import Network
 from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, is_square, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
 from convexbn.threads import few_threads
-from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_data, check_positive, check_targets
+from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
 # Branch and bound begins where the relaxation leaves a larger gap.
@@ -110,7 +110,7 @@ def certify(
 
     Parameters
     ----------
-    X : (n, d) training data, raw
+    X : (n, d) training data, raw; images (n, c, h, w) for a network on patches
     y : (n,) targets, or (n, C) for C outputs
     network : of any origin; `from_torch` reads one that somebody else has trained
     beta, loss : the objective's
@@ -124,9 +124,9 @@ def certify(
     InputError
         For data, targets or arrangements that can't be used.
     """
-    data = check_data(X)
+    data = network.rows(X)
     the_loss = get_loss(loss)
-    targets = the_loss.check(check_targets(y, len(data)))
+    targets = the_loss.check(check_targets(y, len(data) // network.pooling.patches))
     check_positive(beta, "beta")
     if not all(np.isfinite(part).all() for part in (network.weights, network.gain, network.shift, network.outputs)):
         raise InputError("network holds NaN or infinity, so its training diverged: lower the learning rate and train again")
@@ -139,9 +139,7 @@ def certify(
     if arrangements is not None and targets.ndim > 1:
         raise InputError(f"arrangements are listed, but y has {targets.shape[1]} outputs: leave them out to bound over all arrangements")
     if arrangements is not None and arrangements.active.shape[1] != len(data):
-        raise InputError(
-            f"arrangements are patterns of {arrangements.active.shape[1]} samples, but X has {len(data)}: make them from this X"
-        )
+        raise InputError(f"arrangements are patterns of {arrangements.active.shape[1]} rows, but X has {len(data)}: make them from this X")
     if arrangements is not None and arrangements.complete and not arrangements.fits(whitening.basis):
         raise InputError("arrangements are not known to be all those of X: make them by enumerate_arrangements(whiten(X).basis)")
     candidates = [-the_loss.gradient(network.on(data).predict(data), targets)]
@@ -200,7 +198,7 @@ class _Judge:
     ) -> None:
         self.patience = patience
         self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
-        self.activations = np.maximum(network.hidden(data), 0.0)
+        self.pooling, self.activations = network.pooling, network.activations(data)
         self.sizes = np.hypot(network.gain, network.shift)
         self.mass = network.balanced().penalty()
         self.best_estimate = -np.inf
@@ -209,7 +207,7 @@ class _Judge:
     def bound(self, candidate: FloatArray) -> _Bound:
         """-L*(-t V) with t h(V) <= beta, and the estimate that goes with it."""
         v = -self.loss.project(-candidate, self.y)
-        price = price_dual(self.basis, v, self.arrangements, seconds=self.patience)
+        price = price_dual(self.basis, self.pooling.spread(v), self.arrangements, seconds=self.patience)
         estimate = self._best_scale(v, max(price.lower, self._own(v)))[1]
         if self.best is None or estimate > self.best_estimate:
             self.best_estimate, self.best = estimate, (v, price)
@@ -242,19 +240,21 @@ class _Judge:
         """The bound of a point that the relaxation likes better, half of the time for the point and half for its price."""
         directions, outputs = found.price.directions, found.price.outputs
         problem = self.basis, self.y, self.loss, self.beta
-        v = improve_dual(*problem, found.dual, directions, outputs, self.mass, steps=steps, seconds=0.5 * seconds)
-        return self.scaled(v, price_everywhere(self.basis, v, seconds=0.5 * seconds))
+        v = improve_dual(*problem, found.dual, directions, outputs, self.mass, pooling=self.pooling, steps=steps, seconds=0.5 * seconds)
+        return self.scaled(v, price_everywhere(self.basis, self.pooling.spread(v), seconds=0.5 * seconds))
 
     def _by_search(self, found: _Bound, seconds: float) -> _Bound:
         """Branch and bound: on boxes at the point with the best estimate, or, for more columns, on the sphere at the best bound."""
         assert self.best is not None
         if self.basis.shape[1] <= BOX_COLUMNS:
             v, price = self.best
+            rows = self.pooling.spread(v)
             search = partial(bound_by_boxes, self.basis, lower=price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
             with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
-                return self.scaled(v, replace(price, upper=max(threads.map(search, (v, -v)))))
+                return self.scaled(v, replace(price, upper=max(threads.map(search, (rows, -rows)))))
         v, price = found.v, found.price
-        upper = bound_by_tree(self.basis, v, price.directions, price.outputs, price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
+        rows = self.pooling.spread(v)
+        upper = bound_by_tree(self.basis, rows, price.directions, price.outputs, price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
         return self.scaled(v, replace(price, upper=upper))
 
     def _own(self, v: FloatArray) -> float:

@@ -16,6 +16,7 @@ from convexbn.certificate import Certificate, certify
 from convexbn.export import to_torch
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover
+from convexbn.patches import NO_POOLING, Patches, Pooling, check_images
 from convexbn.pricing import evolve, is_square, price_dual, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
@@ -61,7 +62,7 @@ class Fit:
     seconds: Mapping[str, float] = field(repr=False)
 
     def predict(self, X: npt.ArrayLike) -> FloatArray:
-        """Outputs (k,), or (k, C), for the rows of X (k, d), with the training statistics.
+        """Outputs (k,), or (k, C), for the rows of X (k, d), or for k images, with the training statistics.
 
         For logistic and hinge loss their sign is the label, for softmax loss the largest one.
         """
@@ -77,10 +78,12 @@ class Fit:
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         arrangements = program.arrangements if program.arrangements is not None else "all of them, none had to be listed"
         known = "the estimated" if program.arrangements is None and not is_square(program.basis, program.y) else "the"
-        features = self.network.weights.shape[1]
+        features = f"{self.network.weights.shape[1]} features"
+        if self.network.patches is not None:
+            features = f"{self.network.pooling.patches} patches each of {features}"
         fraction = f"{program.beta / self.beta_max:.3g} of {known} beta_max {self.beta_max:.6g}" if self.beta_max > 0 else "beta_max is 0"
         lines = [
-            f"ReLU network with batch normalisation: {n} samples, {features} features of rank {rank}, {program.loss.name} loss",
+            f"ReLU network with batch normalisation: {n} samples, {features} of rank {rank}, {program.loss.name} loss",
             f"  beta          {program.beta:.6g} ({fraction})",
             f"  objective     {certificate.objective:.10g}  (of the network, from the raw data)",
             f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value})",
@@ -103,6 +106,10 @@ def fit_convex_bn(
     solver: str | Solver = "auto",
     seed: int = 0,
     proof_seconds: float = 5.0,
+    patch: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    pooling: str = "average",
     verbose: bool = False,
 ) -> Fit:
     """Train a two-layer ReLU network with batch normalisation and weight decay to the optimum of
@@ -112,9 +119,12 @@ def fit_convex_bn(
     by its equivalent convex program, and certify it. L is a sum over samples; BN divides by the l2 norm over the full batch and
     has no epsilon (`docs/conventions.md` has PyTorch's scaling beside it). Source: Ergen et al. 2022.
 
+    With `patch` the first layer is a convolution of images, X w_j runs over all their K n patches, whose statistics BN takes, and
+    the K activations of an image are averaged or summed.
+
     Parameters
     ----------
-    X : (n, d) real numbers, n >= 2
+    X : (n, d) real numbers, n >= 2; with `patch` images (n, c, h, w)
     y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
     beta : absolute; None takes 0.1 `beta_max`
     loss : "squared", "logistic", "hinge", "huber", "softmax", or a `Loss` such as `Huber(delta=0.5)`
@@ -126,6 +136,9 @@ def fit_convex_bn(
     seed : of the sample and of the searches
     proof_seconds : for better proofs where all arrangements are unlisted and the relaxation leaves a gap above 1e-3: the `seconds`
         of `certify`
+    patch, stride, padding : of the convolution, as `kernel_size`, `stride` and `padding` (with zeros) in PyTorch's Conv2d; one
+        number stands for height and width. The memory is that of all patches, n K rows: see `Patches.rows`
+    pooling : "average" or "sum", over the patches of an image
     verbose : show each stage
 
     Raises
@@ -137,19 +150,21 @@ def fit_convex_bn(
     """
     seconds: dict[str, float] = {}
     with _stage("whiten", seconds, verbose):
-        data, the_loss, targets, whitening = _prepare(X, y, loss)
+        patches = _patches(X, patch, stride, padding, pooling)
+        data, the_loss, targets, whitening = _prepare(X, y, loss, patches)
+        pool = patches.pooling if patches is not None else NO_POOLING
     with _stage("arrange", seconds, verbose):
         check_word(arrangements)
         the_solver = choose_solver(solver, arrangements, whitening, targets, seed=seed, verbose=verbose)
         listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
         chosen = choose_arrangements(arrangements, whitening, targets, seed=seed) if listed else None
-        largest = _beta_max(whitening, targets, the_loss, chosen)
+        largest = _beta_max(whitening, targets, the_loss, chosen, pool)
     strength = check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest if largest > 0 else 1.0
-    program = Program(whitening.basis, targets, the_loss, strength, chosen)
+    program = Program(whitening.basis, targets, the_loss, strength, chosen, pool)
     with _stage("solve", seconds, verbose):
         solution = the_solver.solve(program) if strength < largest else _nothing(program)
     with _stage("certify", seconds, verbose):
-        network = _simplest(whitening, solution, data, program)
+        network = _simplest(whitening, solution, data, program, patches)
         certificate = certify(
             data, targets, network, beta=strength, loss=the_loss, arrangements=chosen, dual=solution.dual, seconds=proof_seconds
         )
@@ -163,16 +178,21 @@ def beta_max(
     loss: str | Loss = "squared",
     arrangements: str | int | Arrangements = "auto",
     seed: int = 0,
+    patch: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    pooling: str = "average",
 ) -> float:
     """The smallest beta for which the zero network is optimal, h(V) at V = -grad L(0): max over ||s|| <= 1 of ||V^T (U's)_+||.
 
     Exact at rank n - 1 and over arrangements that are listed; over a sample it is that sample's. Over all of them, where they are
     too many to list, it is estimated by local search, from below. Parameters as in `fit_convex_bn`.
     """
-    _, the_loss, targets, whitening = _prepare(X, y, loss)
+    patches = _patches(X, patch, stride, padding, pooling)
+    _, the_loss, targets, whitening = _prepare(X, y, loss, patches)
     unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and (targets.ndim > 1 or not _few(whitening)))
     chosen = None if unlisted else choose_arrangements(arrangements, whitening, targets, seed=seed)
-    return _beta_max(whitening, targets, the_loss, chosen)
+    return _beta_max(whitening, targets, the_loss, chosen, patches.pooling if patches is not None else NO_POOLING)
 
 
 def _few(whitening: Whitening) -> bool:
@@ -240,16 +260,29 @@ def _named_solver(name: str, listed: bool, whitening: Whitening, y: FloatArray, 
     return SlidingFrankWolfe(seed=seed, verbose=verbose) if name == "sliding" else Conic(name)
 
 
-def _prepare(X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss) -> tuple[FloatArray, Loss, FloatArray, Whitening]:
-    data = check_data(X)
+def _patches(X: npt.ArrayLike, patch: Any, stride: Any, padding: Any, pooling: str) -> Patches | None:
+    """How images are cut into patches; None where no patch is asked for."""
+    if patch is not None:
+        channels, height, width = check_images(X).shape[1:]
+        return Patches((channels, height, width), patch, stride, padding, pooling)
+    if (stride, padding, pooling) != (1, 0, "average"):
+        raise InputError("stride, padding and pooling are those of a convolution, but patch is None: pass patch=(height, width) as well")
+    return None
+
+
+def _prepare(
+    X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss, patches: Patches | None
+) -> tuple[FloatArray, Loss, FloatArray, Whitening]:
+    """The rows that the first layer reads, the loss, its targets, and the rows whitened."""
+    data = check_data(X) if patches is None else patches.rows(X)
     the_loss = get_loss(loss)
-    targets = the_loss.check(check_targets(y, len(data)))
+    targets = the_loss.check(check_targets(y, len(data) if patches is None else len(data) // patches.pooling.patches))
     return data, the_loss, targets, whiten(data)
 
 
-def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None) -> float:
+def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None, pooling: Pooling) -> float:
     """The smallest beta with the zero network as optimum; 0 where it is nothing but rounding."""
-    pull = -loss.gradient(np.zeros(y.shape), y)
+    pull = pooling.spread(-loss.gradient(np.zeros(y.shape), y))
     price = _price_of(pull, whitening, arrangements)
     return price if price > ROUNDING * np.linalg.norm(pull) else 0.0
 
@@ -268,13 +301,14 @@ def _nothing(program: Program) -> Solution:
     return Solution(*empty, Status.OPTIMAL, "none, as beta is at least beta_max", dual=dual)
 
 
-def _simplest(whitening: Whitening, solution: Solution, data: FloatArray, program: Program) -> Network:
+def _simplest(whitening: Whitening, solution: Solution, data: FloatArray, program: Program, patches: Patches | None) -> Network:
     """The network with the fewest neurons whose objective is, to 1e-7, the best that the solver's neurons give.
 
     No network needs more than n + 1 neurons (for each output): what a solver leaves beyond that is pruned.
     """
     thresholds = ((1e-3, 1e-4), (1e-4, 1e-6), (1e-5, 1e-8), (0.0, 0.0))
-    networks = [recover(whitening, *merge(solution.directions, solution.outputs, angle=a, smallest=s)) for a, s in thresholds]
+    merged = [merge(solution.directions, solution.outputs, angle=a, smallest=s) for a, s in thresholds]
+    networks = [recover(whitening, *neurons, patches) for neurons in merged]
     objectives = [network.objective(data, program.y, program.loss, program.beta) for network in networks]
     good = [network for network, value in zip(networks, objectives, strict=True) if value <= min(objectives) * (1.0 + 1e-7)]
     simplest = min(good, key=lambda network: network.neurons)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.losses import Loss
+from convexbn.patches import NO_POOLING, Patches, Pooling
 from convexbn.validation import FloatArray, InputError, check_data
 from convexbn.whitening import CONSTANT_COLUMN, Whitening
 
@@ -19,6 +20,9 @@ class Network:
     On those samples it is f(X) = sum_j ( BN_{g_j,a_j}(X w_j) )_+ v_j^T with BN_{g,a}(z) = g Pi z / ||Pi z|| + a 1/sqrt(n).
     PyTorch's layer has weight = g / sqrt(n) and bias = a / sqrt(n).
 
+    With `patches` it is a convolution: x runs over the K patches of an image, batch statistics are those of all n patches of the
+    training images, and the K values of (.)_+ are summed or averaged before they meet v_j.
+
     Attributes
     ----------
     weights : (m, d) the w_j, in 1 / unit of X; their scale is free
@@ -27,7 +31,8 @@ class Network:
     gain : (m,) g_j
     shift : (m,) a_j
     outputs : (m, C) the v_j
-    samples : n, the number of training samples
+    samples : n, the number of training samples, of patches where there are any
+    patches : how images are cut into rows and pooled; None for data that are rows themselves
     """
 
     weights: FloatArray
@@ -37,25 +42,43 @@ class Network:
     shift: FloatArray
     outputs: FloatArray
     samples: int
+    patches: Patches | None = None
+
+    @property
+    def pooling(self) -> Pooling:
+        """From rows to samples."""
+        return NO_POOLING if self.patches is None else self.patches.pooling
 
     @property
     def neurons(self) -> int:
         """How many neurons have an output at all."""
         return int(np.any(self.outputs != 0, axis=1).sum())
 
-    def hidden(self, X: npt.ArrayLike) -> FloatArray:
-        """The normalised pre-activations g_j (w_j^T x - c_j) / n_j + a_j / sqrt(n), shape (k, m), of the rows of X (k, d)."""
-        rows = check_data(X, samples=1)
+    def rows(self, X: npt.ArrayLike, *, samples: int = 2) -> FloatArray:
+        """What the first layer reads, shape (k, d): X itself, or the patches of images X (n, c, h, w), as `Patches.rows` makes them.
+
+        A matrix of patches passes, so that images are cut once where their rows are needed often.
+        """
+        rows = check_data(X, samples=samples) if self.patches is None or np.ndim(X) == 2 else self.patches.rows(X)
         if rows.shape[1] != self.weights.shape[1]:
             raise InputError(f"X has {rows.shape[1]} features, but this network is expecting {self.weights.shape[1]} features as input")
+        return rows
+
+    def hidden(self, X: npt.ArrayLike) -> FloatArray:
+        """The normalised pre-activations g_j (w_j^T x - c_j) / n_j + a_j / sqrt(n), shape (k, m), of the rows of X (k, d)."""
+        rows = self.rows(X, samples=1)
         normalised = (rows @ self.weights.T - self.centre) / self.norm
         hidden: FloatArray = normalised * self.gain + self.shift / np.sqrt(self.samples)
         return hidden
 
     def predict(self, X: npt.ArrayLike) -> FloatArray:
-        """Outputs for the rows of X (k, d) with the training statistics: shape (k,) for one output, else (k, C)."""
-        values: FloatArray = np.maximum(self.hidden(X), 0.0) @ self.outputs
+        """Outputs for the rows of X (k, d), or k images, with the training statistics: shape (k,) for one output, else (k, C)."""
+        values = self.activations(X) @ self.outputs
         return values[:, 0] if self.outputs.shape[1] == 1 else values
+
+    def activations(self, X: npt.ArrayLike) -> FloatArray:
+        """(.)_+ of the hidden layer, pooled where there are patches: the features that the last layer reads, shape (k, m)."""
+        return self.pooling.pool(np.maximum(self.hidden(X), 0.0))
 
     def penalty(self) -> float:
         """(1/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 ): times beta, the weight decay. The w_j cost nothing, as their scale is free."""
@@ -63,7 +86,7 @@ class Network:
 
     def on(self, X: npt.ArrayLike) -> Network:
         """The same network with the batch statistics of X (n, d): what batch normalisation computes in training mode."""
-        rows = check_data(X)
+        rows = self.rows(X)
         products = rows @ self.weights.T
         centre = products.mean(axis=0)
         norm = np.linalg.norm(products - centre, axis=0)
@@ -87,14 +110,15 @@ class Network:
         return replace(self, gain=self.gain * factor, shift=self.shift * factor, outputs=self.outputs * inverse[:, None])
 
 
-def recover(whitening: Whitening, directions: FloatArray, outputs: FloatArray) -> Network:
+def recover(whitening: Whitening, directions: FloatArray, outputs: FloatArray, patches: Patches | None = None) -> Network:
     """The network whose neurons on the whitened data are (U' s_j)_+ v_j^T, balanced: w = V Sigma^{-1} q, g = ||q||, a the last entry of s.
 
     Parameters
     ----------
-    whitening : of the training data
+    whitening : of the training data, or of all patches of the training images
     directions : (m, r+1) the s_j
     outputs : (m, C) the v_j
+    patches : how the images are cut into rows, if they are
 
     A neuron with g = 0 takes the leading principal direction for its w, which has no effect. Without neurons the network gets one
     with output 0, as PyTorch has no empty layers.
@@ -107,7 +131,7 @@ def recover(whitening: Whitening, directions: FloatArray, outputs: FloatArray) -
     unit = np.where((gain > 0)[:, None], q / np.where(gain > 0, gain, 1.0)[:, None], leading)
     weights = whitening.raw_weights(unit)
     centre = weights @ whitening.mean
-    network = Network(weights, centre, np.ones(len(gain)), gain, directions[:, -1], outputs, whitening.samples)
+    network = Network(weights, centre, np.ones(len(gain)), gain, directions[:, -1], outputs, whitening.samples, patches)
     return network.balanced()
 
 

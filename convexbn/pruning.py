@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.network import Network, neurons_of, recover
-from convexbn.validation import BoolArray, FloatArray, InputError, check_data, check_positive, real_array
+from convexbn.patches import NO_POOLING, Pooling
+from convexbn.validation import BoolArray, FloatArray, InputError, check_positive, real_array
 from convexbn.whitening import whiten
 
 # What float64 can't tell from 0 in a sum of neurons, relative to the sum of their sizes.
@@ -18,7 +19,9 @@ ROUNDING = 1e-13
 Neurons = tuple[FloatArray, FloatArray]
 
 
-def prune(basis: FloatArray, directions: FloatArray, outputs: FloatArray, *, tolerance: float = 1e-9) -> Neurons:
+def prune(
+    basis: FloatArray, directions: FloatArray, outputs: FloatArray, *, pooling: Pooling = NO_POOLING, tolerance: float = 1e-9
+) -> Neurons:
     """Fewer neurons with the same f = sum_j (U's_j)_+ w_j^T on the data, and sum_j ||s_j|| ||w_j|| not larger.
 
     Two steps, until neither finds anything:
@@ -42,6 +45,7 @@ def prune(basis: FloatArray, directions: FloatArray, outputs: FloatArray, *, tol
     basis : (n, r+1) U'
     directions : (m, r+1) the s_j, of any length
     outputs : (m, C) the w_j
+    pooling : from the rows of the basis to samples
     tolerance : f changes by at most this fraction of ||f|| in the Frobenius norm, or by rounding where neurons cancel, and the
         penalty grows by at most this fraction: each step is judged by recomputing both in float64, and not taken where that
         fails. Also what counts as U's = 0, as equal and as dependent; neurons that only come near to a kink need a larger one
@@ -56,14 +60,14 @@ def prune(basis: FloatArray, directions: FloatArray, outputs: FloatArray, *, tol
         For arrays whose shapes don't fit, NaN, infinity, or a tolerance that is not positive.
     """
     check_positive(tolerance, "tolerance")
-    basis, *given = _checked(basis, directions, outputs)
-    neurons = _unit(*given)
-    judge = _Judge.of(basis, neurons, tolerance)
+    rows, *given = _checked(basis, directions, outputs)
+    data, neurons = _Basis(rows, pooling), _unit(*given)
+    judge = _Judge.of(data, neurons, tolerance)
     before = len(neurons[0]) + 1
     while len(neurons[0]) < before:
         before = len(neurons[0])
         for step in (_join_directions, _join_cells, _independent, _without_weak):
-            fewer = step(basis, neurons, tolerance, judge.room(neurons))
+            fewer = step(data, neurons, tolerance, judge.room(neurons))
             neurons = fewer if judge.accepts(fewer) else neurons
     return neurons
 
@@ -83,36 +87,47 @@ def prune_network(network: Network, X: npt.ArrayLike, *, tolerance: float = 1e-9
         For unusable X, another number of features than the network's, or a tolerance that is not positive.
     """
     check_positive(tolerance, "tolerance")
-    data = check_data(X)
-    if data.shape[1] != network.weights.shape[1]:
-        raise InputError(f"X has {data.shape[1]} features, but the network reads {network.weights.shape[1]}: pass its training data")
+    data = network.rows(X)
     values = network.on(data).predict(data)
     same, whitening = network.on(data).balanced(), whiten(data)
-    fewer = recover(whitening, *prune(whitening.basis, *neurons_of(whitening, same), tolerance=0.5 * tolerance))
+    neurons = prune(whitening.basis, *neurons_of(whitening, same), pooling=network.pooling, tolerance=0.5 * tolerance)
+    fewer = recover(whitening, *neurons, network.patches)
     change = float(np.linalg.norm(fewer.on(data).predict(data) - values))
     allowed = max(tolerance * float(np.linalg.norm(values)), ROUNDING * same.penalty())
     return fewer if change <= allowed and fewer.penalty() <= (1.0 + tolerance) * same.penalty() else same
 
 
 @dataclass(frozen=True)
+class _Basis:
+    """U' and how its rows are pooled to samples."""
+
+    rows: FloatArray
+    pooling: Pooling
+
+    def features(self, directions: FloatArray) -> FloatArray:
+        """(U's_j)_+, pooled, as columns, shape (n, m)."""
+        return self.pooling.pool(np.maximum(self.rows @ directions.T, 0.0))
+
+
+@dataclass(frozen=True)
 class _Judge:
     """Recomputes outputs and penalty of any neurons, and compares them with those of the first ones."""
 
-    basis: FloatArray
+    basis: _Basis
     predictions: FloatArray
     change: float  # of the predictions, at most
     penalty: float  # at most
 
     @staticmethod
-    def of(basis: FloatArray, neurons: Neurons, tolerance: float) -> _Judge:
-        predictions = _features(basis, neurons[0]) @ neurons[1]
+    def of(basis: _Basis, neurons: Neurons, tolerance: float) -> _Judge:
+        predictions = basis.features(neurons[0]) @ neurons[1]
         rounding = ROUNDING * float(_contributions(basis, neurons).sum())
         change = max(tolerance * float(np.linalg.norm(predictions)), rounding)
         return _Judge(basis, predictions, change, (1.0 + tolerance) * float(_sizes(neurons[1]).sum()))
 
     def room(self, neurons: Neurons) -> float:
         """By how much the outputs may still change, in the Frobenius norm."""
-        return self.change - float(np.linalg.norm(_features(self.basis, neurons[0]) @ neurons[1] - self.predictions))
+        return self.change - float(np.linalg.norm(self.basis.features(neurons[0]) @ neurons[1] - self.predictions))
 
     def accepts(self, neurons: Neurons) -> bool:
         return self.room(neurons) >= 0.0 and float(_sizes(neurons[1]).sum()) <= self.penalty
@@ -135,14 +150,9 @@ def _sizes(rows: FloatArray) -> FloatArray:
     return lengths
 
 
-def _features(basis: FloatArray, directions: FloatArray) -> FloatArray:
-    """(U's_j)_+ as columns, shape (n, m)."""
-    return np.maximum(basis @ directions.T, 0.0)
-
-
-def _contributions(basis: FloatArray, neurons: Neurons) -> FloatArray:
+def _contributions(basis: _Basis, neurons: Neurons) -> FloatArray:
     """||(U's_j)_+|| ||w_j||, shape (m,): how much the outputs change without the neuron."""
-    return _sizes(_features(basis, neurons[0]).T) * _sizes(neurons[1])
+    return _sizes(basis.features(neurons[0]).T) * _sizes(neurons[1])
 
 
 def _unit(directions: FloatArray, outputs: FloatArray) -> Neurons:
@@ -152,7 +162,7 @@ def _unit(directions: FloatArray, outputs: FloatArray) -> Neurons:
     return directions[alive] / length[alive, None], outputs[alive] * length[alive, None]
 
 
-def _without_weak(basis: FloatArray, neurons: Neurons, tolerance: float, room: float) -> Neurons:
+def _without_weak(basis: _Basis, neurons: Neurons, tolerance: float, room: float) -> Neurons:
     """Drop the weakest neurons, as many as have room together."""
     contributions = _contributions(basis, neurons)
     order = np.argsort(contributions, kind="stable")
@@ -160,16 +170,16 @@ def _without_weak(basis: FloatArray, neurons: Neurons, tolerance: float, room: f
     return neurons[0][strong], neurons[1][strong]
 
 
-def _join_directions(basis: FloatArray, neurons: Neurons, tolerance: float, room: float) -> Neurons:
+def _join_directions(basis: _Basis, neurons: Neurons, tolerance: float, room: float) -> Neurons:
     """Neurons with one direction: their outputs add up."""
     return _join(basis, neurons, _near(neurons[0], tolerance), room)
 
 
-def _join_cells(basis: FloatArray, neurons: Neurons, tolerance: float, room: float) -> Neurons:
+def _join_cells(basis: _Basis, neurons: Neurons, tolerance: float, room: float) -> Neurons:
     """Neurons with one arrangement and parallel outputs: their ||w_j|| s_j add up."""
     directions, outputs = neurons
-    images = directions @ basis.T
-    kink = tolerance * _sizes(basis)
+    images = directions @ basis.rows.T
+    kink = tolerance * _sizes(basis.rows)
     above, below = (images > kink).astype(np.float64), (images < -kink).astype(np.float64)
     opposed = above @ below.T
     one_cell = opposed + opposed.T == 0.0
@@ -181,14 +191,14 @@ def _near(rows: FloatArray, tolerance: float) -> BoolArray:
     return np.array([_sizes(rows - row) <= tolerance for row in rows], dtype=bool).reshape(len(rows), len(rows))
 
 
-def _join(basis: FloatArray, neurons: Neurons, together: BoolArray, room: float) -> Neurons:
+def _join(basis: _Basis, neurons: Neurons, together: BoolArray, room: float) -> Neurons:
     """Replace each group by one neuron where that changes the outputs by less than the group's share of the room."""
     directions, outputs = neurons[0].copy(), neurons[1].copy()
-    features, contributions = _features(basis, directions), _contributions(basis, neurons)
+    features, contributions = basis.features(directions), _contributions(basis, neurons)
     kept = np.ones(len(directions), dtype=bool)
     for group in _groups(together):
         direction, output = _rank_one(directions[group], outputs[group])
-        joined = np.outer(np.maximum(basis @ direction, 0.0), output)
+        joined = basis.features(direction[None]) * output
         share = room * contributions[group].sum() / contributions.sum() if contributions.any() else room
         if np.linalg.norm(joined - features[:, group] @ outputs[group]) <= share:
             directions[group[0]], outputs[group[0]] = direction, output
@@ -217,14 +227,14 @@ def _rank_one(directions: FloatArray, outputs: FloatArray) -> Neurons:
     return side * left[:, 0], side * values[0] * right[0]
 
 
-def _independent(basis: FloatArray, neurons: Neurons, tolerance: float, room: float) -> Neurons:
+def _independent(basis: _Basis, neurons: Neurons, tolerance: float, room: float) -> Neurons:
     """Caratheodory's theorem: the same outputs by neurons whose phi_j are linearly independent, by changing their ||w_j|| alone."""
-    alive = _sizes(_features(basis, neurons[0]).T) > ROUNDING
+    alive = _sizes(basis.features(neurons[0]).T) > ROUNDING
     directions, outputs = neurons[0][alive], neurons[1][alive]
     if not len(outputs):
         return directions, outputs
     start = _contributions(basis, (directions, outputs))
-    amplitudes = _vertex(_columns(_features(basis, directions), outputs), start, _sizes(outputs) / start, tolerance, room)
+    amplitudes = _vertex(_columns(basis.features(directions), outputs), start, _sizes(outputs) / start, tolerance, room)
     kept = amplitudes > 0
     return directions[kept], outputs[kept] * (amplitudes / start)[kept, None]
 

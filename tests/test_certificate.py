@@ -324,7 +324,7 @@ def test_all_patterns_of_other_data_prove_nothing() -> None:
 def test_patterns_of_other_samples_are_refused() -> None:
     X, y, fit = solved(LOSSES[0])
     other: Arrangements = sample_arrangements(whiten(X[:-1]).basis, 5)
-    with pytest.raises(InputError, match=r"^arrangements are patterns of 9 samples, but X has 10: make them from this X"):
+    with pytest.raises(InputError, match=r"^arrangements are patterns of 9 rows, but X has 10: make them from this X"):
         certify(X, y, fit.network, beta=0.3, arrangements=other)
 
 

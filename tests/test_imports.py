@@ -17,7 +17,7 @@ ROOT = Path(convexbn.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path for path in ROOT.rglob("*.py")}
 FLOORS = [
     ["validation", "progress", "threads"],
-    ["losses", "arrangements", "whitening"],
+    ["losses", "arrangements", "whitening", "patches"],
     ["program", "network", "pricing", "smoothing", "checkpoint"],
     ["solution", "pruning"],
     ["solvers", "certificate", "export", "training", "datasets"],

@@ -181,7 +181,7 @@ def test_wrong_shapes_are_named():
         replace(program, y=other.y)
     with pytest.raises(InputError, match=r"y has shape \(6, 1, 1\)"):
         replace(program, y=program.y[:, None, None])
-    with pytest.raises(InputError, match="arrangements are patterns of 5 samples, but the basis has 6 rows"):
+    with pytest.raises(InputError, match="arrangements are patterns of 5 rows, but the basis has 6 rows"):
         replace(program, arrangements=other.arrangements)
 
 

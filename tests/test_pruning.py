@@ -25,6 +25,7 @@ from convexbn import (
     whiten,
 )
 from convexbn import pruning as module
+from convexbn.patches import NO_POOLING
 from convexbn.pruning import prune, prune_network
 
 Neurons = tuple[np.ndarray, np.ndarray]
@@ -152,7 +153,7 @@ def test_a_group_that_would_change_the_outputs_stays_and_the_others_are_joined()
     wrong, right = random_neurons(basis, 2, seed=7)[0], with_splits(basis, (directions[:1], outputs[:1]), 0)
     neurons = np.vstack([wrong, right[0]]), np.vstack([np.ones((2, 1)), right[1]])
     together = np.kron(np.eye(2), np.ones((2, 2))).astype(bool)
-    joined = module._join(basis, neurons, together, 1e-9)
+    joined = module._join(module._Basis(basis, NO_POOLING), neurons, together, 1e-9)
     assert len(joined[0]) == 3
     np.testing.assert_allclose(joined[0][:2], wrong, rtol=1e-14)
     np.testing.assert_allclose(values(basis, *joined), values(basis, *neurons), atol=1e-13)
@@ -181,7 +182,7 @@ def test_of_many_optimal_networks_one_with_as_many_neurons_as_the_linear_program
     neurons = tight_neurons(basis, 30, seed), np.random.default_rng(seed).random((30, 1))
     optimum = linprog(np.ones(30), A_eq=atoms(basis, *neurons), b_eq=values(basis, *neurons)[:, 0], method="highs-ds")
     assert optimum.fun == pytest.approx(penalty(*neurons), rel=1e-8)
-    pruned = module._independent(basis, neurons, 1e-9, 1e-9)
+    pruned = module._independent(module._Basis(basis, NO_POOLING), neurons, 1e-9, 1e-9)
     assert len(pruned[0]) <= np.sum(optimum.x > 1e-9) <= 9
     assert_as_good(basis, neurons, pruned, 1e-12)
     assert penalty(*pruned) == pytest.approx(penalty(*neurons), rel=1e-11)
@@ -193,7 +194,7 @@ def test_a_network_that_is_not_optimal_ends_between_the_linear_program_and_itsel
     basis = random_basis(7, 2, seed)
     neurons = random_neurons(basis, 25, 2, seed)
     best = linprog(np.ones(25), A_eq=atoms(basis, *neurons), b_eq=values(basis, *neurons).ravel(), method="highs-ds").fun
-    pruned = module._independent(basis, neurons, 1e-9, 1e-9)
+    pruned = module._independent(module._Basis(basis, NO_POOLING), neurons, 1e-9, 1e-9)
     assert best * (1.0 - 1e-7) <= penalty(*pruned) < penalty(*neurons)
     assert len(pruned[0]) <= 14
     again = linprog(np.ones(len(pruned[0])), A_eq=atoms(basis, *pruned), b_eq=values(basis, *neurons).ravel(), method="highs-ds")
@@ -440,5 +441,5 @@ def test_bad_input_is_refused(change, message):
 def test_a_network_of_other_data_is_refused() -> None:
     X = np.random.default_rng(0).standard_normal((6, 2))
     network = recover(whiten(X), *random_neurons(whiten(X).basis, 2))
-    with pytest.raises(InputError, match=r"^X has 1 features, but the network reads 2"):
+    with pytest.raises(InputError, match=r"^X has 1 features, but this network is expecting 2"):
         prune_network(network, X[:, :1])

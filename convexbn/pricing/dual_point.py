@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from convexbn.losses import Loss
+from convexbn.patches import NO_POOLING, Pooling
 from convexbn.pricing.relaxation import TEMPERATURES, Relaxation
 from convexbn.validation import FloatArray
 
@@ -25,17 +26,18 @@ def improve_dual(
     outputs: FloatArray,
     mass: float,
     *,
+    pooling: Pooling = NO_POOLING,
     steps: int = 100,
     seconds: float = np.inf,
 ) -> FloatArray:
     """Maximise -L*(-V) subject to R(V w_k) <= beta for each k, in V and in the multipliers of R at once.
 
-    R is the relaxation, convex in V; the w_k are the output directions that matter, for one output +1 and -1. At the residual R
-    charges for neurons that the program never needed; a V that lowers it there costs little. The constraint enters as the exact
-    penalty (1.5 mass) (max_k R(V w_k) - beta)_+, mass = sum_j ||s_j|| ||w_j|| being the multiplier of h(V) <= beta at the
-    optimum. All maxima are smoothed at falling temperatures. L-BFGS keeps V in the domain of the conjugate where that is a box,
-    and descends through the projection on it where not (softmax); with one output each V_i stays on its side of 0, where R is
-    smooth. The result is a suggestion, valid like any V.
+    R is the relaxation, convex in V, which pooling spreads over the rows of the basis; the w_k are the output directions that
+    matter, for one output +1 and -1. At the residual R charges for neurons that the program never needed; a V that lowers it there
+    costs little. The constraint enters as the exact penalty (1.5 mass) (max_k R(V w_k) - beta)_+, mass = sum_j ||s_j|| ||w_j||
+    being the multiplier of h(V) <= beta at the optimum. All maxima are smoothed at falling temperatures. L-BFGS keeps V in the
+    domain of the conjugate where that is a box, and descends through the projection on it where not (softmax); with one output each
+    V_i stays on its side of 0, where R is smooth. The result is a suggestion, valid like any V.
 
     Parameters
     ----------
@@ -43,6 +45,7 @@ def improve_dual(
     v : of the shape of y; where to begin, best minus the gradient of the loss at the optimum
     directions, outputs : (K, r+1) s_k and unit w_k (K, C), each s_k best a local maximiser of (V w_k)^T (U's)_+
     mass : sum_j ||s_j|| ||w_j|| of a good network
+    pooling : the program's
     steps : at each temperature
     seconds : after which the best so far has to do
     """
@@ -71,13 +74,13 @@ def improve_dual(
     def descend(temperature: float, point: FloatArray) -> tuple[float, FloatArray]:
         free = point[:size].reshape(y.shape)
         unit = feasible(free)
-        columns = unit.reshape(len(y), -1) @ outputs.T
+        columns = pooling.spread(unit.reshape(len(y), -1) @ outputs.T)
         sides = [relaxation.smoothed(*pair, temperature) for pair in zip(columns.T, point[size:].reshape(count, -1), strict=True)]
         excesses = np.array([side.value - 1.0 for side in sides] + [0.0])
         shares = np.exp((excesses - excesses.max()) / temperature)
         excess = float(excesses.max()) + temperature * float(np.log(shares.sum()))
         shares *= weight / shares.sum()
-        by_columns = np.stack([share * side.by_v for share, side in zip(shares, sides, strict=False)], axis=1)
+        by_columns = pooling.pool(np.stack([share * side.by_v for share, side in zip(shares, sides, strict=False)], axis=1))
         by_v = (by_columns @ outputs).reshape(y.shape) - beta * loss.conjugate_gradient(-beta * unit, y)
         by_x = [share * side.by_x for share, side in zip(shares, sides, strict=False)]
         value = loss.conjugate(-beta * unit, y) + weight * excess

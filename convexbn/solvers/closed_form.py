@@ -18,11 +18,12 @@ from convexbn.validation import FloatArray
 class ClosedForm:
     """Solve the program over all arrangements when rank(Pi X) = n - 1 (n <= d in general position):
 
-        min over f of  L(f, y) + beta ( ||f_+|| + ||f_-|| ),
+        min over f of  L(f, y) + beta ( ||f_+|| + ||f_-|| ) / p,
 
-    with one neuron for the samples that the loss pulls up and one for those it pulls down. A group of samples minimises
-    L(f, y) + beta ||f|| by itself, so f = prox_{L / nu}(0) with the one unknown nu = beta / ||f||; nu ||f(nu)|| grows with nu,
-    and a root finder gives it. For the squared loss it is f = (1 - beta/||y||)_+ y on each group.
+    with one neuron for the samples that the loss pulls up and one for those it pulls down; p is 1, or on patches the norm of their
+    pooling. A group of samples minimises L(f, y) + (beta/p) ||f|| by itself, so f = prox_{L / nu}(0) with the one unknown
+    nu = (beta/p) / ||f||; nu ||f(nu)|| grows with nu, and a root finder gives it. For the squared loss it is f =
+    (1 - beta/(p ||y||))_+ y on each group.
 
     Source: Ergen et al. 2022 (the closed form for squared loss); the form for any loss is in `docs/theory.md`.
     """
@@ -42,23 +43,25 @@ class ClosedForm:
                 f"solver 'closed form' needs centred data of rank n-1, here {n - 1}, not {columns - 1}: use solver='auto'"
             )
         pull = -program.loss.gradient(np.zeros(n), program.y)
-        groups = [(sign, _shrink(program.loss, program.y, program.beta, sign * pull > 0)) for sign in (1.0, -1.0)]
+        strength = program.beta / program.pooling.norm
+        groups = [(sign, _shrink(program.loss, program.y, strength, sign * pull > 0)) for sign in (1.0, -1.0)]
         found = [(sign, f) for sign, f in groups if np.any(f)]
-        directions = np.array([program.basis.T @ np.abs(f) / np.linalg.norm(f) for _, f in found]).reshape(-1, columns)
-        outputs = np.array([[sign * np.linalg.norm(f)] for sign, f in found]).reshape(-1, 1)
+        active = [program.pooling.spread(np.abs(f)) for _, f in found]
+        directions = np.array([program.basis.T @ z / np.linalg.norm(z) for z in active]).reshape(-1, columns)
+        outputs = np.array([[sign * np.linalg.norm(f) / program.pooling.norm] for sign, f in found]).reshape(-1, 1)
         predictions = np.sum([f for _, f in groups], axis=0)
         dual = -program.loss.gradient(predictions, program.y)
         seconds = time.perf_counter() - start
-        return Solution(directions, outputs, Status.OPTIMAL, "closed form", dual=self._dual(program, groups, dual), solve_seconds=seconds)
+        return Solution(directions, outputs, Status.OPTIMAL, "closed form", dual=self._dual(strength, groups, dual), solve_seconds=seconds)
 
     @staticmethod
-    def _dual(program: Program, groups: list[tuple[float, FloatArray]], fallback: FloatArray) -> FloatArray:
-        """V = beta f / ||f|| on each group: exact also at the kinks of the loss, where its gradient says little."""
+    def _dual(strength: float, groups: list[tuple[float, FloatArray]], fallback: FloatArray) -> FloatArray:
+        """V = (beta / p) f / ||f|| on each group: exact also at the kinks of the loss, where its gradient says little."""
         dual = fallback.copy()
         for _, f in groups:
             if np.any(f):
                 inside = f != 0
-                dual[inside] = program.beta * f[inside] / np.linalg.norm(f)
+                dual[inside] = strength * f[inside] / np.linalg.norm(f)
         return dual
 
 

@@ -173,29 +173,30 @@ def _formulate(cp: Any, program: Program, unit: float, f: Any, weights: Any) -> 
 
 
 def conic_matrices(program: Program) -> tuple[Any, Any]:
-    """The sparse matrices of `forward`, (n, 2P(r+1)), and of the cone constraints, (2nP, 2P(r+1)), on weights in C order (2, P, r+1).
+    """The sparse matrices of `forward`, (n, 2P(r+1)), and of the cone constraints, (2nKP, 2P(r+1)), on weights in C order (2, P, r+1).
 
-    Both are written column by column: column (i, k) of the first is D_i u_k, of the second (2 D_i - I) u_k in block i.
+    Both are written column by column: column (i, k) of the first is D_i u_k, pooled over patches, of the second (2 D_i - I) u_k in
+    block i.
     """
     from scipy import sparse
 
-    n, width = program.basis.shape
+    rows, width = program.basis.shape
     active = program.active
     blocks = 2 * len(active)
     images = active[:, None, :] * program.basis.T
-    columns = np.concatenate([images, -images]).reshape(blocks * width, n)
-    forward = sparse.csc_array(columns.T)
+    columns = np.concatenate([images, -images]).reshape(blocks * width, rows)
+    forward = sparse.csc_array(program.pooling.pool(columns.T))
     signed = (2.0 * active - 1.0)[:, None, :] * program.basis.T
     values = np.concatenate([signed, signed]).ravel()
-    rows = np.repeat(np.arange(blocks * n).reshape(blocks, 1, n), width, axis=1).ravel()
-    starts = np.arange(blocks * width + 1) * n
-    cones = sparse.csc_array((values, rows, starts), shape=(blocks * n, blocks * width))
+    places = np.repeat(np.arange(blocks * rows).reshape(blocks, 1, rows), width, axis=1).ravel()
+    starts = np.arange(blocks * width + 1) * rows
+    cones = sparse.csc_array((values, places, starts), shape=(blocks * rows, blocks * width))
     return forward, cones
 
 
 def _objective(program: Program, directions: FloatArray, outputs: FloatArray) -> float:
     """The objective of the neurons as a network: ReLU, not the arrangements that the solver assumed."""
-    predictions = np.maximum(program.basis @ directions.T, 0.0) @ outputs[:, 0]
+    predictions = program.pooling.pool(np.maximum(program.basis @ directions.T, 0.0)) @ outputs[:, 0]
     return program.loss.value(predictions, program.y) + program.beta * float(np.sum(np.abs(outputs)))
 
 

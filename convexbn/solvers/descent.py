@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from convexbn.losses import Loss
+from convexbn.patches import NO_POOLING, Pooling
 from convexbn.pricing.local import normalised
 from convexbn.validation import FloatArray
 
@@ -105,12 +106,13 @@ def slide(
     loss: Loss,
     width: float,
     *,
+    pooling: Pooling = NO_POOLING,
     steps: int = 100,
 ) -> tuple[FloatArray, FloatArray]:
-    """Descend by L-BFGS on  L( sum_j rho(U' a_j) v_j^T, y ) + beta sum_j ||a_j|| ||v_j||  from a_j = s_j ||w_j||, v_j = w_j / ||w_j||.
+    """Descend by L-BFGS on  L( p sum_j rho(U' a_j) v_j^T, y ) + beta sum_j ||a_j|| ||v_j||  from a_j = s_j ||w_j||, v_j = w_j / ||w_j||.
 
-    rho is ReLU with its kink rounded over |t| <= mu_j = width ||a_j|| / sqrt(n). With one output v_j = +-1 stays; else v_j is
-    scaled by the first ||a_j||, so that all variables have curvatures of one order.
+    p is the pooling of patches, rho is ReLU with its kink rounded over |t| <= mu_j = width ||a_j|| / sqrt(rows of U'). With one
+    output v_j = +-1 stays; else v_j is scaled by the first ||a_j||, so that all variables have curvatures of one order.
 
     Returns unit directions (m, r+1) and outputs (m, C).
     """
@@ -132,13 +134,13 @@ def slide(
         inner, outer = split(x)
         pre = basis @ inner.T
         slope = np.clip(0.5 + pre * (0.5 / kink), 0.0, 1.0)
-        active = np.where(slope >= 1.0, pre, kink * slope**2)
+        active = pooling.pool(np.where(slope >= 1.0, pre, kink * slope**2))
         predictions = active @ outer
         error = loss.gradient(predictions, y)
         inner_norm, outer_norm = np.linalg.norm(inner, axis=1), np.linalg.norm(outer, axis=1)
         value = loss.value(predictions, y) + beta * float(inner_norm @ outer_norm)
         inner_pull = (beta * outer_norm / np.where(inner_norm > 0, inner_norm, 1.0))[:, None] * inner
-        gradient = ((slope * (error @ outer.T)).T @ basis + inner_pull) / stretch
+        gradient = ((slope * pooling.spread(error @ outer.T)).T @ basis + inner_pull) / stretch
         if not moving:
             return value, gradient.ravel()
         outer_pull = (beta * inner_norm / np.where(outer_norm > 0, outer_norm, 1.0))[:, None] * outer

@@ -40,11 +40,12 @@ CONFIRMATIONS = 3  # times over: one search in three misses the highest maximum
 class SlidingFrankWolfe:
     """Solve the program over ALL arrangements, without listing them, to an estimated relative gap.
 
-        min  L( (U'S)_+ W, y ) + beta sum_j ||s_j|| ||w_j||      over neurons S (m, r+1), W (m, C), of every width m
+        min  L( p (U'S)_+ W, y ) + beta sum_j ||s_j|| ||w_j||      over neurons S (m, r+1), W (m, C), of every width m
 
-    Rounds of (a) pricing: many local searches for neurons with h(s) = ||V^T (U's)_+|| > beta, V = -grad L; (b) amplitudes: with
-    the directions fixed, a convex group lasso for W; (c) sliding: descent on S and W together, then merging and pruning. The
-    gap is estimated, as the searches may miss the maximum of h: `certify` proves what can be proved.
+    with p the pooling of patches, the identity without them. Rounds of (a) pricing: many local searches for neurons with h(s) =
+    ||V^T p (U's)_+|| > beta, V = -grad L; (b) amplitudes: with the directions fixed, a convex group lasso for W; (c) sliding:
+    descent on S and W together, then merging and pruning. The gap is estimated, as the searches may miss the maximum of h: `certify`
+    proves what can be proved.
 
     Source: Denoyelle, Duval, Peyre and Soubies 2019 (sliding Frank-Wolfe), Bach 2017 (conditional gradient for networks).
 
@@ -135,6 +136,7 @@ class _State:
         self.exact = program.basis
         self.basis = program.basis.astype(settings.precision)
         self.y = program.y.reshape(len(program.y), -1) / unit
+        self.pooling = program.pooling
         self.loss: Loss = program.loss.rescaled(unit)
         self.beta = program.beta / unit
         self.settings = settings
@@ -148,7 +150,7 @@ class _State:
         self.draws, self.width = 0, FIRST_WIDTH
         self.trace: list[Round] = []
         if settings.checkpoint is not None:
-            same = (settings.tolerance, settings.starts, settings.seed, settings.warm_start, settings.precision)
+            same = (settings.tolerance, settings.starts, settings.seed, settings.warm_start, settings.precision, program.pooling)
             self.run = fingerprint(program.basis, program.y, program.beta, program.loss, same)
             self.load(load_checkpoint(settings.checkpoint, self.run))
 
@@ -192,8 +194,17 @@ class _State:
         return self.lowest, self.gap
 
     def predictions(self, neurons: _Neurons) -> FloatArray:
-        values: FloatArray = np.maximum(self.exact @ neurons.directions.T, 0.0) @ neurons.outputs
+        values: FloatArray = self.features(neurons.directions) @ neurons.outputs
         return values
+
+    def features(self, directions: FloatArray) -> FloatArray:
+        """p (U'S)_+, shape (n, m)."""
+        return self.pooling.pool(np.maximum(self.exact @ directions.T, 0.0))
+
+    def worths(self, v: FloatArray, directions: FloatArray) -> FloatArray:
+        """h of each direction, shape (m,)."""
+        worths: FloatArray = np.linalg.norm(v.T @ self.features(directions), axis=0)
+        return worths
 
     def objective(self, neurons: _Neurons) -> float:
         return self.loss.value(self.predictions(neurons), self.y) + self.beta * float(np.linalg.norm(neurons.outputs, axis=1).sum())
@@ -232,11 +243,12 @@ class _State:
         """
         self.draws += 1
         seed, rough = (self.settings.seed, self.draws), self.basis.dtype
-        known, column = random_directions(starts, self.basis.shape[1], seed), v.astype(rough)
+        rows = self.pooling.spread(v)
+        known, column = random_directions(starts, self.basis.shape[1], seed), rows.astype(rough)
         if feet:
             fresh = local_search(self.basis, column, known.astype(rough))[0].astype(np.float64)
-            heights = np.linalg.norm(v.T @ np.maximum(self.exact @ fresh.T, 0.0), axis=0)
-            known = np.concatenate([[climb(self.exact, v, fresh[j]) for j in np.argsort(-heights)[:feet]], fresh])
+            best = np.argsort(-self.worths(v, fresh))[:feet]
+            known = np.concatenate([[climb(self.exact, rows, fresh[j]) for j in best], fresh])
         known = np.concatenate([known, self.neurons.directions]).astype(rough)
         found, worths = evolve(self.basis, column, known, seed=seed, children=self.settings.starts, generations=GENERATIONS)
         return found.astype(np.float64), worths.astype(np.float64)
@@ -253,7 +265,7 @@ class _State:
         v, worth, self.bound = self.dual, 0.0, -np.inf
         for _ in range(CONFIRMATIONS):
             found = np.concatenate([self.search(v, CONFIRM * self.settings.starts, FEET)[0], self.pool, self.best.directions])
-            worths = np.linalg.norm(v.T @ np.maximum(self.exact @ found.T, 0.0), axis=0)
+            worths = self.worths(v, found)
             worth, self.bound = max(worth, float(np.max(worths))), -np.inf
             self.believe(v, worth)
             if self.gap > self.settings.tolerance:
@@ -269,7 +281,7 @@ class _State:
         for _ in range(CORRECTIONS):
             self.add(found, worths, width)
             found = self.pool
-            worths = np.linalg.norm(np.maximum(self.exact @ found.T, 0.0).T @ self.gradient(width), axis=1)
+            worths = self.worths(self.gradient(width), found)
             if float(np.max(worths, initial=0.0)) <= self.beta * (1.0 + 0.1 * self.gap):
                 break
 
@@ -279,8 +291,7 @@ class _State:
         chosen = distinct(found, worths, cosine=COSINE, most=NEW, threshold=threshold)
         directions = np.concatenate([self.neurons.directions, found[chosen]])
         outputs = np.concatenate([self.neurons.outputs, np.zeros((len(chosen), self.y.shape[1]))])
-        features = np.maximum(self.exact @ directions.T, 0.0)
-        outputs = fit_amplitudes(features, self.y, outputs, self.beta, self.smooth_loss(width))
+        outputs = fit_amplitudes(self.features(directions), self.y, outputs, self.beta, self.smooth_loss(width))
         self.accept(_Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0))
 
     def polish(self, deadline: float) -> None:
@@ -288,14 +299,19 @@ class _State:
         self.neurons = self.best
         for width in POLISH:
             if len(self.best.outputs) and time.perf_counter() < deadline:
-                self.accept(_Neurons(*slide(self.exact, self.y, *self.best, self.beta, self.smooth_loss(width), width, steps=300)))
+                self.accept(self.slid(self.exact, self.best, width, steps=300))
+
+    def slid(self, basis: FloatArray, neurons: _Neurons, width: float, *, steps: int = 100) -> _Neurons:
+        """The neurons after descent on kinks of that width."""
+        loss = self.smooth_loss(width)
+        return _Neurons(*slide(basis, self.y, *neurons, self.beta, loss, width, pooling=self.pooling, steps=steps))
 
     def slide(self, width: float) -> None:
         """Descend on directions and outputs together, then merge neurons as far as that costs little of the gap."""
         if not len(self.neurons.outputs):
             return
         before = self.objective(self.neurons)
-        moved = _Neurons(*slide(self.basis, self.y, *self.neurons, self.beta, self.smooth_loss(width), width))
+        moved = self.slid(self.basis, self.neurons, width)
         if self.objective(moved) > before * (1.0 + width):
             moved = self.neurons
         allowed = self.objective(moved) * (1.0 + 0.02 * max(1e-6, min(1.0, self.gap)))

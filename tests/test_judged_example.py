@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,29 +13,21 @@ import torch
 from PIL import Image
 from scipy.optimize import check_grad
 
+import judged
+import judged_training as training
 from convexbn import from_torch
 from convexbn.losses import Squared
 from convexbn.network import neurons_of
+from judged_picture import spread
 
 SCRIPT = Path(__file__).parents[1] / "examples/judged.py"
-
-
-def load_example():
-    spec = importlib.util.spec_from_file_location("judged", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["judged"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-judged = load_example()
 
 
 @pytest.fixture(scope="module")
 def problem():
     generator = np.random.default_rng(0)
     X = generator.standard_normal((22, 2))
-    return judged.problem("small", X, np.where(X[:, 0] * X[:, 1] > 0, 1.0, -1.0), 0.2)
+    return training.problem("small", X, np.where(X[:, 0] * X[:, 1] > 0, 1.0, -1.0), 0.2)
 
 
 def test_the_script_prints_a_proof_and_no_number_below_it(tmp_path):
@@ -68,39 +59,39 @@ def test_the_convex_program_lies_within_its_proved_gap_of_the_bound(problem):
     assert certificate.relative_gap <= 1e-3
 
 
-@pytest.mark.parametrize("name", judged.METHODS)
+@pytest.mark.parametrize("name", training.METHODS)
 def test_no_curve_goes_below_the_bound(problem, name):
-    run = judged.train(problem, name, judged.networks(2, 2, judged.METHODS[name].full_norm), 0.1, 30)
+    run = training.train(problem, name, training.networks(2, 2, training.METHODS[name].full_norm), 0.1, 30)
     assert run.excess.shape == (len(run.epochs), 2)
     assert (run.epochs[0], run.epochs[-1]) == (0, 30)
     assert np.min(run.excess) >= 0.0
     assert np.max(run.excess[-1]) < 0.5 * np.min(run.excess[0])
-    assert run.excess[-1] == pytest.approx(judged.judge(problem, run.model), abs=0.0)
+    assert run.excess[-1] == pytest.approx(training.judge(problem, run.model), abs=0.0)
 
 
 def test_the_judged_objective_is_n_times_the_trained_one(problem):
-    model = judged.networks(2, 3, full_norm=False)
-    plain, n = judged.alone(model, 1), len(problem.y)
-    loss = judged.mean_loss(plain(torch.as_tensor(problem.X))[:, 0], torch.as_tensor(problem.y))
-    penalty = sum(decay * p.square().sum() for decay, p in zip(judged.decays(problem), plain.parameters(), strict=True))
+    model = training.networks(2, 3, full_norm=False)
+    plain, n = training.alone(model, 1), len(problem.y)
+    loss = training.mean_loss(plain(torch.as_tensor(problem.X))[:, 0], torch.as_tensor(problem.y))
+    penalty = sum(decay * p.square().sum() for decay, p in zip(training.decays(problem), plain.parameters(), strict=True))
     objective = from_torch(plain, problem.X).objective(problem.X, problem.y, Squared(), problem.beta)
     assert objective == pytest.approx(n * (loss + 0.5 * penalty).item(), rel=1e-3)  # apart from the epsilon of batch normalisation
     plain[1].eps = 1e-14
     objective = from_torch(plain, problem.X).objective(problem.X, problem.y, Squared(), problem.beta)
-    loss = judged.mean_loss(plain(torch.as_tensor(problem.X))[:, 0], torch.as_tensor(problem.y))
+    loss = training.mean_loss(plain(torch.as_tensor(problem.X))[:, 0], torch.as_tensor(problem.y))
     assert objective == pytest.approx(n * (loss + 0.5 * penalty).item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["SGD, full batch", "DecoupledSGD, full batch", "Adam, full batch"])
 def test_networks_side_by_side_train_as_they_do_alone(problem, name):
-    several = judged.train(problem, name, judged.networks(2, 3, full_norm=False), 0.03, 20).excess
-    single = judged.train(problem, name, judged.networks(2, 1, full_norm=False), 0.03, 20).excess
+    several = training.train(problem, name, training.networks(2, 3, full_norm=False), 0.03, 20).excess
+    single = training.train(problem, name, training.networks(2, 1, full_norm=False), 0.03, 20).excess
     assert several[:, 0] == pytest.approx(single[:, 0], rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["full", "shuffled", "sorted"])
 def test_an_epoch_is_a_partition_of_the_samples(problem, kind):
-    batches = list(judged.orders(problem.y, kind, 2, np.random.default_rng(0)))
+    batches = list(training.orders(problem.y, kind, 2, np.random.default_rng(0)))
     for seed in range(2):
         assert sorted(np.concatenate([batch[seed] for batch in batches])) == list(range(len(problem.y)))
         mixed = [len(set(problem.y[batch[seed]])) > 1 for batch in batches]
@@ -108,13 +99,13 @@ def test_an_epoch_is_a_partition_of_the_samples(problem, kind):
 
 
 def test_the_true_gradient_is_that_of_the_judged_objective(problem):
-    run = judged.train(problem, "full norm., sorted", judged.networks(2, 1, full_norm=True), 0.03, 5)
+    run = training.train(problem, "full norm., sorted", training.networks(2, 1, full_norm=True), 0.03, 5)
     run.model[1].eps = 1e-14
-    gradient = len(problem.y) * judged.mean_gradient(problem, run, "full")[0]
-    plain, step = judged.alone(run.model, 0), 1e-6
+    gradient = len(problem.y) * training.mean_gradient(problem, run, "full")[0]
+    plain, step = training.alone(run.model, 0), 1e-6
     values = []
     for sign in (1.0, -1.0):
-        moved = judged.alone(run.model, 0)
+        moved = training.alone(run.model, 0)
         for parameter, start, part in zip(moved.parameters(), plain.parameters(), parts(gradient, plain), strict=True):
             size = start.norm(dim=1, keepdim=True) if parameter is moved[0].weight else 1.0
             parameter.data = start.data + sign * step * size * part
@@ -130,7 +121,7 @@ def parts(flat, model):
 
 
 def test_the_descent_has_the_objective_of_the_networks_and_its_gradient(problem):
-    network = from_torch(judged.alone(judged.networks(2, 1, full_norm=False), 0), problem.X).balanced()
+    network = from_torch(training.alone(training.networks(2, 1, full_norm=False), 0), problem.X).balanced()
     directions, outputs = neurons_of(problem.fit.whitening, network)
     size = np.sqrt(np.abs(outputs))
     neurons = np.hstack([size * directions, np.sign(outputs) * size])
@@ -148,6 +139,6 @@ def test_the_descent_has_the_objective_of_the_networks_and_its_gradient(problem)
 
 
 def test_labels_keep_their_order_and_distance():
-    placed = judged.spread([0.0, 1.0, 1.01, 0.99, 5.0], 0.1)
+    placed = spread([0.0, 1.0, 1.01, 0.99, 5.0], 0.1)
     assert np.argsort(placed).tolist() == [0, 3, 1, 2, 4]
     assert np.min(np.diff(np.sort(placed))) >= 0.1 - 1e-9

@@ -97,6 +97,7 @@ def certify(
     loss: str | Loss = "squared",
     arrangements: Arrangements | None = None,
     dual: FloatArray | None = None,
+    rank: float | None = None,
     seconds: float = 5.0,
 ) -> Certificate:
     """Bound the distance of any network to the global optimum of  L(f(X), y) + (beta/2) sum_j (g_j^2 + a_j^2 + ||v_j||^2).
@@ -116,6 +117,8 @@ def certify(
     beta, loss : the objective's
     arrangements : of the whitened X, to be listed one by one; None stands for all of them
     dual : of the shape of y; another candidate for V, for losses with kinks whose gradient says little; it is checked, not believed
+    rank : None for networks that read all of X; else the bound holds for networks that read only its leading principal directions,
+        as in `fit_convex_bn`, and for the given network
     seconds : for better dual points, branch and bound, and with several outputs the search over them, where the relaxation leaves
         a relative gap above 1e-3
 
@@ -127,13 +130,32 @@ def certify(
     data = network.rows(X)
     the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data) // network.pooling.patches))
+    whitening = whiten(data, rank=rank)
+    return certify_on(whitening, data, targets, network, beta=beta, loss=the_loss, arrangements=arrangements, dual=dual, seconds=seconds)
+
+
+def certify_on(
+    whitening: Whitening,
+    data: FloatArray,
+    targets: FloatArray,
+    network: Network,
+    *,
+    beta: float,
+    loss: Loss,
+    arrangements: Arrangements | None,
+    dual: FloatArray | None,
+    seconds: float,
+) -> Certificate:
+    """`certify` on checked data and targets with their whitening, of which only what is verified here is believed."""
     check_positive(beta, "beta")
     if not all(np.isfinite(part).all() for part in (network.weights, network.gain, network.shift, network.outputs)):
         raise InputError("network holds NaN or infinity, so its training diverged: lower the learning rate and train again")
-    whitening = whiten(data)
     _check_basis(whitening, data)
-    objective = network.objective(data, targets, the_loss, beta)
+    objective = network.objective(data, targets, loss, beta)
     evidence, scope = _evidence(whitening.basis, targets, arrangements)
+    if whitening.energy < 1:
+        share = f"{100 * whitening.energy:.4g} % of the variance"
+        scope += f", for networks that read only the {whitening.rank} leading principal direction(s) of X ({share})"
     if whitening.dropped:
         scope += f", for networks that don't read the {whitening.dropped} nearly collinear direction(s) of X that whitening drops"
     if arrangements is not None and targets.ndim > 1:
@@ -142,10 +164,10 @@ def certify(
         raise InputError(f"arrangements are patterns of {arrangements.active.shape[1]} rows, but X has {len(data)}: make them from this X")
     if arrangements is not None and arrangements.complete and not arrangements.fits(whitening.basis):
         raise InputError("arrangements are not known to be all those of X: make them by enumerate_arrangements(whiten(X).basis)")
-    candidates = [-the_loss.gradient(network.on(data).predict(data), targets)]
+    candidates = [-loss.gradient(network.on(data).predict(data), targets)]
     if dual is not None:
         candidates += _usable(dual, targets)
-    judge = _Judge(whitening.basis, targets, the_loss, beta, arrangements, network.on(data), data, min(1.0, seconds))
+    judge = _Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, min(1.0, seconds))
     with few_threads(whitening.basis.size):
         found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
         if arrangements is None and not is_square(whitening.basis, targets):
@@ -278,10 +300,15 @@ class _Judge:
 
 
 def _check_basis(whitening: Whitening, data: FloatArray) -> None:
-    """The basis is orthonormal, and centred data lie in its span: what the bound takes from whitening is checked here."""
+    """The basis is orthonormal, and centred data lie in its span: what the bound takes from whitening is checked here.
+
+    Of truncated data, their part in the directions that are kept.
+    """
     basis = whitening.basis
     orthonormal = np.max(np.abs(basis.T @ basis - np.eye(basis.shape[1])))
     scaled = data / whitening.scale - whitening.mean / whitening.scale
+    if whitening.energy < 1:
+        scaled = scaled @ whitening.components
     outside = np.max(np.abs(scaled - basis @ (basis.T @ scaled)), initial=0.0)
     if orthonormal > 1e-10 or outside > 1e-6 * max(1.0, float(np.max(np.abs(scaled)))):
         raise InputError("X can't be whitened accurately in float64: remove nearly collinear columns or rescale them")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
-from convexbn.certificate import Certificate, certify
+from convexbn.certificate import Certificate, certify_on
 from convexbn.export import to_torch
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover
@@ -81,9 +81,10 @@ class Fit:
         features = f"{self.network.weights.shape[1]} features"
         if self.network.patches is not None:
             features = f"{self.network.pooling.patches} patches each of {features}"
+        cut = f", {100 * self.whitening.energy:.4g} % of the variance" if self.whitening.energy < 1 else ""
         fraction = f"{program.beta / self.beta_max:.3g} of {known} beta_max {self.beta_max:.6g}" if self.beta_max > 0 else "beta_max is 0"
         lines = [
-            f"ReLU network with batch normalisation: {n} samples, {features} of rank {rank}, {program.loss.name} loss",
+            f"ReLU network with batch normalisation: {n} samples, {features} of rank {rank}{cut}, {program.loss.name} loss",
             f"  beta          {program.beta:.6g} ({fraction})",
             f"  objective     {certificate.objective:.10g}  (of the network, from the raw data)",
             f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value})",
@@ -104,6 +105,7 @@ def fit_convex_bn(
     loss: str | Loss = "squared",
     arrangements: str | int | Arrangements = "auto",
     solver: str | Solver = "auto",
+    rank: float | None = None,
     seed: int = 0,
     proof_seconds: float = 5.0,
     patch: int | tuple[int, int] | None = None,
@@ -133,6 +135,9 @@ def fit_convex_bn(
     solver : "auto" takes the closed form at rank n - 1, Clarabel where arrangements are given or at most 1000, and else sliding
         Frank-Wolfe; "closed form"; "sliding"; a name that CVXPY knows, such as "SCS" or "MOSEK"; or a `Solver` such as
         `Conic("SCS", {"eps_abs": 1e-9})` or `SlidingFrankWolfe(tolerance=1e-5)`
+    rank : None reads all directions of X; a number k, or a share of the variance in (0, 1), only the leading principal directions
+        of the centred X, in its own units: see `whiten`. The network runs on X as it is, and its optimality is meant and proved
+        among networks that read those directions
     seed : of the sample and of the searches
     proof_seconds : for better proofs where all arrangements are unlisted and the relaxation leaves a gap above 1e-3: the `seconds`
         of `certify`
@@ -151,7 +156,7 @@ def fit_convex_bn(
     seconds: dict[str, float] = {}
     with _stage("whiten", seconds, verbose):
         patches = _patches(X, patch, stride, padding, pooling)
-        data, the_loss, targets, whitening = _prepare(X, y, loss, patches)
+        data, the_loss, targets, whitening = _prepare(X, y, loss, patches, rank)
         pool = patches.pooling if patches is not None else NO_POOLING
     with _stage("arrange", seconds, verbose):
         check_word(arrangements)
@@ -165,8 +170,8 @@ def fit_convex_bn(
         solution = the_solver.solve(program) if strength < largest else _nothing(program)
     with _stage("certify", seconds, verbose):
         network = _simplest(whitening, solution, data, program, patches)
-        certificate = certify(
-            data, targets, network, beta=strength, loss=the_loss, arrangements=chosen, dual=solution.dual, seconds=proof_seconds
+        certificate = certify_on(
+            whitening, data, targets, network, beta=strength, loss=the_loss, arrangements=chosen, dual=solution.dual, seconds=proof_seconds
         )
     return Fit(network, certificate, solution, program, whitening, largest, seconds)
 
@@ -177,6 +182,7 @@ def beta_max(
     *,
     loss: str | Loss = "squared",
     arrangements: str | int | Arrangements = "auto",
+    rank: float | None = None,
     seed: int = 0,
     patch: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] = 1,
@@ -189,7 +195,7 @@ def beta_max(
     too many to list, it is estimated by local search, from below. Parameters as in `fit_convex_bn`.
     """
     patches = _patches(X, patch, stride, padding, pooling)
-    _, the_loss, targets, whitening = _prepare(X, y, loss, patches)
+    _, the_loss, targets, whitening = _prepare(X, y, loss, patches, rank)
     unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and (targets.ndim > 1 or not _few(whitening)))
     chosen = None if unlisted else choose_arrangements(arrangements, whitening, targets, seed=seed)
     return _beta_max(whitening, targets, the_loss, chosen, patches.pooling if patches is not None else NO_POOLING)
@@ -271,13 +277,13 @@ def _patches(X: npt.ArrayLike, patch: Any, stride: Any, padding: Any, pooling: s
 
 
 def _prepare(
-    X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss, patches: Patches | None
+    X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss, patches: Patches | None, rank: float | None
 ) -> tuple[FloatArray, Loss, FloatArray, Whitening]:
     """The rows that the first layer reads, the loss, its targets, and the rows whitened."""
     data = check_data(X) if patches is None else patches.rows(X)
     the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data) if patches is None else len(data) // patches.pooling.patches))
-    return data, the_loss, targets, whiten(data)
+    return data, the_loss, targets, whiten(data, rank=rank)
 
 
 def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None, pooling: Pooling) -> float:

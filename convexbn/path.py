@@ -132,6 +132,7 @@ def fit_path(
     count: int = 20,
     smallest: float = 0.01,
     loss: str | Loss = "squared",
+    rank: float | None = None,
     seed: int = 0,
     proof_seconds: float = 0.0,
     verbose: bool = False,
@@ -151,7 +152,7 @@ def fit_path(
     betas : (points,) absolute, in any order, doubles count once; None takes `count` of them, evenly on a log scale from beta_max down
     count : how many
     smallest : the last of them, as a fraction of beta_max
-    loss, seed : as in `fit_convex_bn`
+    loss, rank, seed : as in `fit_convex_bn`
     proof_seconds : of branch and bound for each point, as in `fit_convex_bn`; 0 leaves the proof to the relaxation
     verbose : print a line a point
 
@@ -160,10 +161,10 @@ def fit_path(
     InputError
         For an argument that can't be used.
     """
-    strengths = choose_betas(X, y, betas, count, smallest=smallest, loss=loss)
+    strengths = choose_betas(X, y, betas, count, smallest=smallest, loss=loss, rank=rank)
     fits: list[Fit] = []
     try:
-        for fit in _points(X, y, strengths, loss=loss, seed=seed, proof_seconds=proof_seconds):
+        for fit in _points(X, y, strengths, loss=loss, rank=rank, seed=seed, proof_seconds=proof_seconds):
             if fit.solution.status is Status.INTERRUPTED:
                 raise KeyboardInterrupt
             fits.append(fit)
@@ -176,7 +177,14 @@ def fit_path(
 
 
 def choose_betas(
-    X: npt.ArrayLike, y: npt.ArrayLike, betas: npt.ArrayLike | None, count: int, *, smallest: float, loss: str | Loss
+    X: npt.ArrayLike,
+    y: npt.ArrayLike,
+    betas: npt.ArrayLike | None,
+    count: int,
+    *,
+    smallest: float,
+    loss: str | Loss,
+    rank: float | None = None,
 ) -> FloatArray:
     """(points,) falling betas: those given, without doubles, or `count`, evenly on a log scale from beta_max to `smallest` of it.
 
@@ -187,16 +195,18 @@ def choose_betas(
     check_count(count, "count")
     if check_positive(smallest, "smallest") > 1.0:
         raise InputError(f"smallest = {smallest} is a fraction of beta_max, beyond which every network is zero: pass a float up to 1")
-    largest = ABOVE * beta_max(X, y, loss=loss) or 1.0
+    largest = ABOVE * beta_max(X, y, loss=loss, rank=rank) or 1.0
     chosen: FloatArray = largest * np.geomspace(1.0, smallest, count)
     return chosen
 
 
-def networks_along(X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, loss: Loss, seed: int = 0) -> Iterator[Network]:
+def networks_along(
+    X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, loss: Loss, rank: float | None = None, seed: int = 0
+) -> Iterator[Network]:
     """The networks of a path without their certificates, to a tolerance that is enough for predictions: for cross-validation."""
     data = check_data(X)
     targets = loss.check(check_targets(y, len(data)))
-    whitening = whiten(data)
+    whitening = whiten(data, rank=rank)
     exact = is_square(whitening.basis, targets)
     warm_start = None
     for beta in betas:
@@ -209,13 +219,15 @@ def networks_along(X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, los
         yield recover(whitening, *warm_start)
 
 
-def _points(X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, loss: str | Loss, seed: int, proof_seconds: float) -> Iterator[Fit]:
+def _points(
+    X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, loss: str | Loss, rank: float | None, seed: int, proof_seconds: float
+) -> Iterator[Fit]:
     """A fit for each beta. Each whitens again, in a hundredth of the time that its certificate takes."""
     data = check_data(X)
-    usual = choose_solver("auto", "auto", whiten(data), check_targets(y, len(data)), seed=seed)
+    usual = choose_solver("auto", "auto", whiten(data, rank=rank), check_targets(y, len(data)), seed=seed)
     solver = replace(usual, tolerance=TOLERANCE) if isinstance(usual, SlidingFrankWolfe) else usual
     for beta in betas:
-        fit = fit_convex_bn(data, y, beta=float(beta), loss=loss, solver=solver, seed=seed, proof_seconds=proof_seconds)
+        fit = fit_convex_bn(data, y, beta=float(beta), loss=loss, solver=solver, rank=rank, seed=seed, proof_seconds=proof_seconds)
         yield fit
         if isinstance(solver, SlidingFrankWolfe):
             solver = replace(solver, warm_start=(fit.solution.directions, fit.solution.outputs))

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from convexbn.validation import FloatArray, InputError, check_data
+from convexbn.validation import FloatArray, InputError, check_count, check_data
 
 # A column is constant when its spread is below this fraction of its magnitude: float64 has no digits left for it.
 CONSTANT_COLUMN = 1e-13
 
+# From this size of the shorter side on, few leading directions come from a Gram matrix, if none is weaker than this fraction.
+GRAM_FROM = 500
+WEAKEST_BY_GRAM = 1e-4
+
 
 @dataclass(frozen=True)
 class Whitening:
-    """The compact singular value decomposition of centred data, Pi X = U Sigma V^T diag(scale).
+    """The compact singular value decomposition of centred data, Pi X = U Sigma V^T diag(scale), or its leading part.
 
     Pi = I - 11^T/n removes the column means. Batch normalisation of a neuron X w is U' s with the orthonormal basis
     U' = [U, 1/sqrt(n)] and s = (g q; a), q = Sigma V^T (scale * w) / ||.||; so a network with batch normalisation on X is a
@@ -30,6 +34,7 @@ class Whitening:
     basis : (n, r+1) U', orthonormal columns, the last one constant 1/sqrt(n)
     dropped : the number of directions that are more than rounding and less than the tolerance of `whiten`: networks that read
         them are not among those that a program on this basis stands for
+    energy : the share of the variance, sum of Sigma^2, in the directions that are kept; 1 where `rank` has cut none
     """
 
     mean: FloatArray
@@ -38,6 +43,7 @@ class Whitening:
     singular_values: FloatArray
     basis: FloatArray
     dropped: int = 0
+    energy: float = 1.0
 
     @property
     def samples(self) -> int:
@@ -46,7 +52,7 @@ class Whitening:
 
     @property
     def rank(self) -> int:
-        """The rank r of the centred data."""
+        """The rank r of the centred data, or the number k of directions that truncation keeps."""
         return len(self.singular_values)
 
     def transform(self, X: npt.ArrayLike) -> FloatArray:
@@ -76,44 +82,117 @@ def _powers_of_two(size: FloatArray) -> FloatArray:
     return np.where(size > 0, np.ldexp(1.0, np.frexp(np.where(size > 0, size, 1.0))[1].clip(-1021, 1023)), 1.0)
 
 
-def whiten(X: npt.ArrayLike, *, tolerance: float = 1e-10) -> Whitening:
-    """Centre the data and factor it, Pi X = U Sigma V^T diag(scale).
+def whiten(X: npt.ArrayLike, *, rank: float | None = None, tolerance: float = 1e-10) -> Whitening:
+    """Centre the data and factor it, Pi X = U Sigma V^T diag(scale); with `rank`, keep the k leading principal directions.
 
     Columns are first divided by powers of two near their spread. The networks that a layer with batch normalisation can
     express don't depend on the units of the columns; without this step the numerical rank would.
 
+    Truncation is another matter: which directions lead depends on the units. They are those of the centred data as they are,
+    as in `sklearn.decomposition.PCA`, so that columns of different kinds want scaling first; all columns are divided by one
+    power of two. U' = [U_{:,1:k}, 1/sqrt(n)] is then the basis of the rank-k data Pi X V V^T, and as neurons have their weights
+    in the span of V, networks on it are networks on X. Whitened, a direction of tiny variance costs as little as any other;
+    gradient descent reaches it late. Truncation is how the program is told to leave it out.
+
     Parameters
     ----------
     X : (n, d) real numbers, n >= 2
+    rank : None keeps all directions, a whole number k the k leading ones (all of them where the data have fewer), a fraction in
+        (0, 1) as many as hold that share of the variance, sum_{i<=k} Sigma_i^2 >= fraction sum_i Sigma_i^2
     tolerance : singular values below `tolerance` times the largest are dropped, and with them directions of the data that
         float64 can't tell from rounding
 
     Raises
     ------
     InputError
-        For unusable `X`, and where every column is constant, as batch normalisation then divides by zero.
+        For unusable `X` or `rank`, and where every column is constant, as batch normalisation then divides by zero.
     """
     data = check_data(X)
     if not 0.0 < tolerance < 1.0:
         raise InputError(f"tolerance = {tolerance} must lie between 0 and 1")
-    magnitude = _powers_of_two(np.max(np.abs(data), axis=0))
-    scaled = data / magnitude
-    mean = np.mean(scaled, axis=0)
-    centred = scaled - mean
-    centred -= np.mean(centred, axis=0)
-    spread = np.max(np.abs(centred), axis=0)
+    wanted = check_rank(rank)
+    mean, scale = _centre(data, one_unit=wanted is not None)
+    factors = None
+    if wanted is not None and min(data.shape) > GRAM_FROM and wanted < min(data.shape) // 2:
+        factors = _by_gram_matrix(data, wanted)
+    left, values, components, energy, dropped = factors or _by_decomposition(data, wanted, tolerance)
+    constant = np.full(len(data), 1.0 / np.sqrt(len(data)))
+    # Rounding tilts the vectors of small singular values towards the constant one: set them upright again.
+    upright = np.linalg.qr(np.column_stack([constant, left]))[0][:, 1:]
+    upright *= np.sign(np.sum(upright * left, axis=0))
+    return Whitening(mean, scale, np.ascontiguousarray(components), values, np.column_stack([upright, constant]), dropped, energy)
+
+
+def check_rank(rank: float | None) -> float | None:
+    """`rank` as None, an int of at least 1 or a float in (0, 1), or raise `InputError`."""
+    if rank is None or (isinstance(rank, (int, np.integer)) and not isinstance(rank, bool)):
+        return None if rank is None else check_count(rank, "rank")
+    if not isinstance(rank, (float, np.floating)) or not 0.0 < rank < 1.0:
+        raise InputError(
+            f"rank = {rank!r} is no number of directions and no share of the variance: pass an int from 1 on, a float in (0, 1), or None"
+        )
+    return float(rank)
+
+
+def _centre(data: FloatArray, *, one_unit: bool) -> tuple[FloatArray, FloatArray]:
+    """Centre the data in place and divide them by powers of two, one for all columns with `one_unit`: their means, and the powers.
+
+    In place, because at the size of image collections every copy counts.
+    """
+    magnitude = _powers_of_two(np.maximum(data.max(axis=0), -data.min(axis=0)))
+    data /= magnitude
+    mean = np.mean(data, axis=0)
+    data -= mean
+    data -= np.mean(data, axis=0)
+    spread = np.maximum(data.max(axis=0), -data.min(axis=0))
     spread[spread <= CONSTANT_COLUMN] = 0.0
     if not spread.any():
         raise InputError("X has only constant columns: batch normalisation divides by their spread. Add a column that varies")
-    ratio = _powers_of_two(spread)
-    centred = np.where(spread > 0, centred / ratio, 0.0)
+    scale = magnitude * _powers_of_two(spread)
+    if one_unit:
+        scale = np.where(spread > 0, np.max(scale[spread > 0]), scale)
+    data *= np.where(spread > 0, magnitude / scale, 0.0)
+    return mean * magnitude, scale
+
+
+Factors = tuple[FloatArray, FloatArray, FloatArray, float, int]
+
+
+def _by_decomposition(centred: FloatArray, rank: float | None, tolerance: float) -> Factors:
+    """U, Sigma and V of the directions that are kept, their share of the variance, and the number of those dropped as rounding."""
     left, values, right = np.linalg.svd(centred, full_matrices=False)
-    rank = min(int(np.sum(values > tolerance * values[0])), len(data) - 1)
-    constant = np.full(len(data), 1.0 / np.sqrt(len(data)))
-    # Rounding tilts the vectors of small singular values towards the constant one: set them upright again.
-    upright = np.linalg.qr(np.column_stack([constant, left[:, :rank]]))[0][:, 1:]
-    upright *= np.sign(np.sum(upright * left[:, :rank], axis=0))
-    basis = np.column_stack([upright, constant])
-    rounding = max(data.shape) * float(np.finfo(np.float64).eps) * values[0]
-    dropped = int(np.sum((values > 4.0 * rounding) & (values <= tolerance * values[0])))
-    return Whitening(mean * magnitude, magnitude * ratio, np.ascontiguousarray(right[:rank].T), values[:rank], basis, dropped)
+    full = min(int(np.sum(values > tolerance * values[0])), len(centred) - 1)
+    kept = full if rank is None else min(full, rank if isinstance(rank, int) else _enough(values, rank))
+    rounding = max(centred.shape) * float(np.finfo(np.float64).eps) * values[0]
+    dropped = int(np.sum((values > 4.0 * rounding) & (values <= tolerance * values[0]))) if kept == full else 0
+    energy = 1.0 if kept == full else float(np.sum(values[:kept] ** 2) / np.sum(values**2))
+    return left[:, :kept], values[:kept], right[:kept].T, energy, dropped
+
+
+def _enough(values: FloatArray, share: float) -> int:
+    """How many of the falling singular values hold that share of the sum of their squares."""
+    held = np.cumsum(values**2)
+    return int(np.searchsorted(held, share * held[-1])) + 1
+
+
+def _by_gram_matrix(centred: FloatArray, rank: float) -> Factors | None:
+    """The same for few leading directions of large data, or None where they are too weak for it to be accurate.
+
+    The eigenvectors of the smaller Gram matrix cost one pass over the data; a decomposition of the data inside their span makes
+    U, Sigma and V consistent to rounding. The span itself is accurate to eps (Sigma_1 / Sigma_k)^2, divided by the relative gap
+    to the next direction. Rejected: randomised projection with power iterations, as expensive at this accuracy; ARPACK, ten
+    times slower.
+    """
+    from scipy.linalg import eigh
+
+    tall = centred if centred.shape[0] >= centred.shape[1] else centred.T
+    gram = tall.T @ tall
+    width, variance = len(gram), float(np.trace(gram))
+    kept = rank if isinstance(rank, int) else _enough(np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)), rank)
+    vectors = eigh(gram, subset_by_index=(width - kept, width - 1), overwrite_a=True)[1]
+    left, values, right = np.linalg.svd(tall @ vectors, full_matrices=False)
+    if values[-1] < WEAKEST_BY_GRAM * values[0]:
+        return None
+    far, near = left, vectors @ right.T
+    energy = min(1.0, float(np.sum(values**2)) / variance)
+    return (far, values, near, energy, 0) if tall is centred else (near, values, far, energy, 0)

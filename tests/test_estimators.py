@@ -24,6 +24,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 from convexbn import Certificate, Conic, Evidence, Fit, InputError, Logistic, Network, SlidingFrankWolfe, beta_max, fit_convex_bn
 from convexbn.estimators import ConvexBNClassifier, ConvexBNClassifierCV, ConvexBNRegressor, ConvexBNRegressorCV
 from convexbn.losses import get_loss
+from convexbn.whitening import Whitening
 
 # Ten arrangements and solutions of medium accuracy, in a tenth of the time.
 CHEAP: dict[str, Any] = {"arrangements": 10, "solver": Conic("CLARABEL", {"tol_gap_abs": 1e-6, "tol_gap_rel": 1e-6, "tol_feas": 1e-6})}
@@ -33,7 +34,7 @@ FOLDS: dict[str, Any] = {"betas": 2, "smallest": 0.3, "cv": 2}
 CHECKED = (ConvexBNRegressor(**SLIDING), ConvexBNClassifier(**SLIDING), ConvexBNRegressorCV(**FOLDS), ConvexBNClassifierCV(**FOLDS))
 
 
-def unproved(X: np.ndarray, y: np.ndarray, network: Network, *, beta: float, loss: Any, **_: Any) -> Certificate:
+def unproved(_whitening: Whitening, X: np.ndarray, y: np.ndarray, network: Network, *, beta: float, loss: Any, **_: Any) -> Certificate:
     """The bound 0, which holds for every loss and takes no time: scikit-learn's checks test the shell, not the certificate."""
     objective = network.objective(X, y, get_loss(loss), beta)
     return Certificate(objective, 0.0, Evidence.PROVED, "all arrangements", 0.0, np.zeros(np.shape(y)), 0.0)
@@ -67,7 +68,7 @@ def name_of(check: Any) -> str:
 @pytest.fixture
 def rough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither proofs nor last digits, for tests of the shell."""
-    monkeypatch.setattr("convexbn.fit.certify", unproved)
+    monkeypatch.setattr("convexbn.fit.certify_on", unproved)
     monkeypatch.setattr("convexbn.solvers.sliding.POLISH", (1e-3,))
 
 
@@ -80,7 +81,7 @@ def test_check_of_scikit_learn(estimator: Any, check: Any) -> None:
 def test_array_api_dispatch_changes_nothing() -> None:
     steps = (
         "import test_estimators as t, convexbn.fit as f",
-        "f.certify = t.unproved",
+        "f.certify_on = t.unproved",
         "c = t.checks_of_scikit_learn(True)",
         "[one.values[1](one.values[0]) for one in c]",
         "print(len(c))",
@@ -166,7 +167,7 @@ def three_classes() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def softmax() -> ConvexBNClassifier:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convexbn.fit.certify", unproved)
+        patch.setattr("convexbn.fit.certify_on", unproved)
         return ConvexBNClassifier(beta=0.05, solver=SlidingFrankWolfe(tolerance=1e-3)).fit(*three_classes())
 
 
@@ -186,7 +187,7 @@ def test_three_classes_are_softmax_cross_entropy_on_one_hot_rows(softmax: Convex
 
 
 def test_a_loss_object_counts_like_its_name(monkeypatch: pytest.MonkeyPatch, softmax: ConvexBNClassifier) -> None:
-    monkeypatch.setattr("convexbn.fit.certify", unproved)
+    monkeypatch.setattr("convexbn.fit.certify_on", unproved)
     model = ConvexBNClassifier(loss=Logistic(), beta=0.05, solver=softmax.solver).fit(*three_classes())
     np.testing.assert_array_equal(model.decision_function(three_classes()[0]), softmax.decision_function(three_classes()[0]))
 

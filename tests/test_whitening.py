@@ -216,3 +216,97 @@ def test_data_are_left_untouched():
     X = grid(3, 2)
     whiten(X)
     assert np.array_equal(X, grid(3, 2))
+
+
+def spread_data(samples: int = 30, seed: int = 3) -> np.ndarray:
+    """Data whose columns have very different variances and a mean."""
+    return np.random.default_rng(seed).standard_normal((samples, 5)) * [100.0, 30.0, 10.0, 1.0, 0.1] + [5.0, 0.0, -7.0, 1.0, 0.0]
+
+
+def principal(X: np.ndarray, k: int) -> np.ndarray:
+    """The k leading principal directions (d, k) of the centred data in their own units."""
+    return np.linalg.svd(X - X.mean(axis=0))[2][:k].T
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_truncation_keeps_the_leading_directions_of_the_data_in_their_own_units(k: int):
+    X = spread_data()
+    whitening, V = whiten(X, rank=k), principal(X, k)
+    assert whitening.rank == k
+    assert projector(whitening.components) == pytest.approx(projector(V), abs=1e-12)
+    assert projector(whitening.basis) == pytest.approx(projector(whiten(X @ V).basis), abs=1e-12)
+    assert np.abs(whitening.basis.T @ whitening.basis - np.eye(k + 1)).max() <= 1e-14
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40)], ids=str)
+def test_gram_matrix_and_decomposition_truncate_alike(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    X = np.random.default_rng(0).standard_normal(shape) * np.linspace(1.0, 4.0, shape[1])
+    for rank in (1, 4, 0.6):
+        exact = whiten(X, rank=rank)
+        monkeypatch.setattr("convexbn.whitening.GRAM_FROM", 1)
+        monkeypatch.setattr("convexbn.whitening._by_decomposition", None)
+        fast = whiten(X, rank=rank)
+        monkeypatch.undo()
+        assert fast.singular_values == pytest.approx(exact.singular_values, rel=1e-13)
+        assert projector(fast.basis) == pytest.approx(projector(exact.basis), abs=1e-12)
+        assert fast.energy == pytest.approx(exact.energy, rel=1e-13)
+        assert fast.transform(X) == pytest.approx(fast.basis, abs=1e-13)
+
+
+def test_directions_too_weak_for_a_gram_matrix_are_left_to_the_decomposition(monkeypatch: pytest.MonkeyPatch):
+    X = np.random.default_rng(0).standard_normal((30, 12)) * np.logspace(0, -12, 12)
+    exact = whiten(X, rank=5)
+    monkeypatch.setattr("convexbn.whitening.GRAM_FROM", 1)
+    assert np.array_equal(whiten(X, rank=5).basis, exact.basis)
+
+
+@pytest.mark.parametrize(("share", "k"), [(0.5, 1), (0.95, 2), (0.999, 3), (0.999999, 4), (1.0 - 1e-12, 5)])
+def test_a_share_of_the_variance_is_a_number_of_directions(share: float, k: int):
+    X = spread_data(3000)
+    whitening = whiten(X, rank=share)
+    assert whitening.rank == k
+    assert whitening.energy >= share
+    variances = np.linalg.svd(X - X.mean(axis=0), compute_uv=False) ** 2
+    assert whitening.energy == pytest.approx(variances[:k].sum() / variances.sum(), rel=1e-13)
+    assert np.array_equal(whitening.basis, whiten(X, rank=k).basis)
+
+
+@each_data
+def test_more_directions_than_there_are_means_all_of_them(name: str, X: np.ndarray):
+    whitening = whiten(X, rank=100)
+    assert whitening.rank == RANKS[name]
+    assert whitening.energy == 1.0
+    assert projector(whitening.basis) == pytest.approx(projector(whiten(X).basis), abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_truncated_weights_run_on_the_raw_data(k: int):
+    X = spread_data()
+    whitening = whiten(X, rank=k)
+    q = np.random.default_rng(0).standard_normal((6, k))
+    w = whitening.raw_weights(q)
+    pre = X @ w.T
+    assert pre - pre.mean(axis=0) == pytest.approx(whitening.basis[:, :-1] @ q.T, abs=1e-12)
+    assert whitening.whitened_weights(w) == pytest.approx(q, rel=1e-12)
+    assert whitening.transform(X) == pytest.approx(whitening.basis, abs=1e-13)
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-300])
+def test_truncation_minds_constant_columns_of_any_size(size: float):
+    X = np.insert(spread_data(), 2, size, axis=1)
+    whitening = whiten(X, rank=2)
+    assert np.all(whitening.components[2] == 0.0)
+    assert whitening.transform(X) == pytest.approx(whitening.basis, abs=1e-13)
+    assert projector(whitening.basis) == pytest.approx(projector(whiten(spread_data(), rank=2).basis), abs=1e-13)
+
+
+@pytest.mark.parametrize("unit", [1e150, 1e-150])
+def test_one_unit_for_all_columns_changes_no_truncation(unit: float):
+    X = spread_data()
+    assert projector(whiten(unit * X, rank=2).basis) == pytest.approx(projector(whiten(X, rank=2).basis), abs=1e-13)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 0.0, 1.0, 1.5, -0.5, np.nan, True, "all", [3]], ids=str)
+def test_rank_is_a_number_of_directions_or_a_share(rank: object):
+    with pytest.raises(InputError, match="rank = "):
+        whiten(grid(3, 2), rank=rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Self
 
@@ -14,22 +14,25 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from convexbn.estimators.plain import Classification, Regression, Shell
 from convexbn.losses import Loss
+from convexbn.network import Network
 from convexbn.path import choose_betas, networks_along
 from convexbn.progress import console
-from convexbn.validation import FloatArray
+from convexbn.validation import FloatArray, InputError
+from convexbn.whitening import check_rank
 
 IntArray = npt.NDArray[np.intp]
 Scorer = Callable[[Any, npt.ArrayLike, npt.ArrayLike], float]
 
 
 class CrossValidated(Shell):
-    """A path of networks for each fold, the beta with the best mean score, and the certified fit of all data at that beta.
+    """A path of networks for each fold and rank, the beta and rank with the best mean score, and the certified fit of all data there.
 
     A fold of k among n samples is trained at beta sqrt(k / n): the loss is a sum over samples and a function of given size on k
     of them has neurons of length sqrt(k), so this is the same trade between mean loss and size of the function.
     """
 
     beta_: float
+    rank_: float | None
     betas_: FloatArray
     scores_: FloatArray
 
@@ -38,6 +41,7 @@ class CrossValidated(Shell):
         *,
         betas: int | npt.ArrayLike = 20,
         smallest: float = 0.01,
+        ranks: Sequence[float | None] | None = None,
         loss: str | Loss,
         cv: Any = None,
         scoring: str | Scorer | None = None,
@@ -48,6 +52,7 @@ class CrossValidated(Shell):
     ) -> None:
         self.betas = betas
         self.smallest = smallest
+        self.ranks = ranks
         self.loss = loss
         self.cv = cv
         self.scoring = scoring
@@ -57,21 +62,35 @@ class CrossValidated(Shell):
         self.verbose = verbose
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
-        """Choose beta for X (n, d) and y, and train on all of them at that beta."""
+        """Choose beta, and the rank where there is a choice, for X (n, d) and y, and train on all of them there."""
         rows, labels = self._validated(X, y)
         targets, loss = self._encoded(labels), self._objective()
         given: Any = self.betas
         listed, count = (None, given) if np.ndim(given) == 0 else (given, 1)
-        self.betas_ = choose_betas(rows, targets, listed, count, smallest=self.smallest, loss=loss)
+        ranks = self._ranks()
+        self.betas_ = max(
+            (choose_betas(rows, targets, listed, count, smallest=self.smallest, loss=loss, rank=rank) for rank in ranks),
+            key=lambda betas: float(betas[0]),
+        )
         splits = check_cv(self.cv, labels, classifier=isinstance(self, Classification)).split(rows, labels)
         scorer = self._default_score if self.scoring is None else check_scoring(self, scoring=self.scoring)
-        found = Parallel(n_jobs=self.n_jobs)(delayed(_scores_of_fold)(self, rows, labels, *split, scorer) for split in splits)
-        self.scores_ = np.array(found)
-        means = self.scores_.mean(axis=0)
-        self.beta_ = float(self.betas_[np.argmax(means)])
+        found = Parallel(n_jobs=self.n_jobs)(delayed(_scores_of_fold)(self, rows, labels, *split, scorer, ranks) for split in splits)
+        means = np.mean(found, axis=0)
+        best = np.unravel_index(np.argmax(means), means.shape)
+        self.rank_, self.beta_ = ranks[best[0]], float(self.betas_[best[1]])
+        self.scores_ = np.array(found) if self.ranks is not None else np.array(found)[:, 0]
         if self.verbose:
-            console().print(f"convexbn: beta {self.beta_:.6g} of {len(means)} has the best mean score, {np.max(means):.4g}")
-        return self._train(rows, targets, beta=self.beta_)
+            rank = "" if self.ranks is None else f" and rank {self.rank_} of {len(ranks)}"
+            console().print(f"convexbn: beta {self.beta_:.6g} of {len(self.betas_)}{rank} has the best mean score, {np.max(means):.4g}")
+        return self._train(rows, targets, beta=self.beta_, rank=self.rank_)
+
+    def _ranks(self) -> list[float | None]:
+        """The ranks to choose among; None alone, which is all directions, where no choice is asked for."""
+        if self.ranks is None:
+            return [None]
+        if isinstance(self.ranks, str) or not np.iterable(self.ranks) or not len(self.ranks):
+            raise InputError(f"ranks = {self.ranks!r} must be a list of ranks, such as [10, 50, 0.99, None], or None")
+        return [check_rank(rank) for rank in self.ranks]
 
     @staticmethod
     def _default_score(model: Any, X: npt.ArrayLike, y: npt.ArrayLike) -> float:
@@ -80,18 +99,26 @@ class CrossValidated(Shell):
 
 
 def _scores_of_fold(
-    estimator: CrossValidated, X: FloatArray, y: npt.NDArray[Any], train: IntArray, test: IntArray, scorer: Scorer
-) -> list[float]:
-    """The scores on the `test` rows of the networks that the `train` rows give along the betas; every class keeps its output."""
+    estimator: CrossValidated,
+    X: FloatArray,
+    y: npt.NDArray[Any],
+    train: IntArray,
+    test: IntArray,
+    scorer: Scorer,
+    ranks: list[float | None],
+) -> list[list[float]]:
+    """The scores (ranks, betas) on the `test` rows of the networks that the `train` rows give; every class keeps its output."""
     model = copy(estimator)
     model.__dict__.pop("feature_names_in_", None)  # the rows are an array by now
     rows, targets = X[train], model._encoded(y[train])
-    scores = []
     betas = estimator.betas_ * np.sqrt(len(rows) / len(X))
-    for network in networks_along(rows, targets, betas, loss=model._objective(), seed=model.seed):
+
+    def score(network: Network) -> float:
         model.network_ = network
-        scores.append(float(scorer(model, X[test], y[test])))
-    return scores
+        return float(scorer(model, X[test], y[test]))
+
+    settings: dict[str, Any] = {"loss": model._objective(), "seed": model.seed}
+    return [[score(network) for network in networks_along(rows, targets, betas, rank=rank, **settings)] for rank in ranks]
 
 
 class ConvexBNRegressorCV(CrossValidated, Regression):
@@ -104,6 +131,8 @@ class ConvexBNRegressorCV(CrossValidated, Regression):
     ----------
     betas : how many betas, evenly on a log scale from beta_max of all data down; or the betas, absolute, in any order
     smallest : the last of so many, as a fraction of beta_max
+    ranks : the ranks of `convexbn.whiten` to choose among, such as [10, 50, 0.99, None]; None reads all directions. All have the
+        same betas; those of the rank with the largest beta_max, where they are not given
     loss : "squared" or "huber"
     cv : folds, as scikit-learn takes them: a number (None stands for 5), a splitter, or pairs of indices, such as
         `GroupKFold().split(X, y, groups)`
@@ -114,9 +143,10 @@ class ConvexBNRegressorCV(CrossValidated, Regression):
     Attributes
     ----------
     beta_ : the one with the best mean score, the largest of those that tie
+    rank_ : the rank with the best mean score, the first of those that tie; None without `ranks`
     betas_ : (betas,) falling
-    scores_ : (folds, betas)
-    fit_, network_, intercept_ : of all data at beta_, as in `ConvexBNRegressor`
+    scores_ : (folds, betas), or (folds, ranks, betas) where `ranks` are given
+    fit_, network_, intercept_ : of all data at beta_ and rank_, as in `ConvexBNRegressor`
     """
 
     def __init__(
@@ -124,6 +154,7 @@ class ConvexBNRegressorCV(CrossValidated, Regression):
         *,
         betas: int | npt.ArrayLike = 20,
         smallest: float = 0.01,
+        ranks: Sequence[float | None] | None = None,
         loss: str | Loss = "squared",
         cv: Any = None,
         scoring: str | Scorer | None = None,
@@ -132,7 +163,15 @@ class ConvexBNRegressorCV(CrossValidated, Regression):
         proof_seconds: float = 0.0,
         verbose: bool = False,
     ) -> None:
-        given = {"cv": cv, "scoring": scoring, "n_jobs": n_jobs, "seed": seed, "proof_seconds": proof_seconds, "verbose": verbose}
+        given = {
+            "ranks": ranks,
+            "cv": cv,
+            "scoring": scoring,
+            "n_jobs": n_jobs,
+            "seed": seed,
+            "proof_seconds": proof_seconds,
+            "verbose": verbose,
+        }
         super().__init__(betas=betas, smallest=smallest, loss=loss, **given)
 
     @staticmethod
@@ -148,7 +187,7 @@ class ConvexBNClassifierCV(CrossValidated, Classification):
 
     Parameters
     ----------
-    betas, smallest, n_jobs, seed, proof_seconds, verbose : as in `ConvexBNRegressorCV`
+    betas, smallest, ranks, n_jobs, seed, proof_seconds, verbose : as in `ConvexBNRegressorCV`
     loss : as in `ConvexBNClassifier`
     cv : folds, as there; stratified by class where it is a number or None
     scoring : a name or scorer of scikit-learn's; None stands for the mean log-likelihood of the held-out classes (minus the log
@@ -156,8 +195,8 @@ class ConvexBNClassifierCV(CrossValidated, Classification):
 
     Attributes
     ----------
-    beta_, betas_, scores_ : as in `ConvexBNRegressorCV`
-    fit_, network_, classes_ : of all data at beta_, as in `ConvexBNClassifier`
+    beta_, rank_, betas_, scores_ : as in `ConvexBNRegressorCV`
+    fit_, network_, classes_ : of all data at beta_ and rank_, as in `ConvexBNClassifier`
     """
 
     def __init__(
@@ -165,6 +204,7 @@ class ConvexBNClassifierCV(CrossValidated, Classification):
         *,
         betas: int | npt.ArrayLike = 20,
         smallest: float = 0.01,
+        ranks: Sequence[float | None] | None = None,
         loss: str | Loss = "logistic",
         cv: Any = None,
         scoring: str | Scorer | None = None,
@@ -173,7 +213,15 @@ class ConvexBNClassifierCV(CrossValidated, Classification):
         proof_seconds: float = 0.0,
         verbose: bool = False,
     ) -> None:
-        given = {"cv": cv, "scoring": scoring, "n_jobs": n_jobs, "seed": seed, "proof_seconds": proof_seconds, "verbose": verbose}
+        given = {
+            "ranks": ranks,
+            "cv": cv,
+            "scoring": scoring,
+            "n_jobs": n_jobs,
+            "seed": seed,
+            "proof_seconds": proof_seconds,
+            "verbose": verbose,
+        }
         super().__init__(betas=betas, smallest=smallest, loss=loss, **given)
 
     @staticmethod

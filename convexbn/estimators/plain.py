@@ -145,7 +145,7 @@ class ConvexBNRegressor(Regression):
 
     Parameters
     ----------
-    beta, loss, arrangements, solver, seed, verbose : as in `convexbn.fit_convex_bn`; loss is "squared" or "huber"
+    beta, loss, arrangements, solver, rank, seed, verbose : as in `convexbn.fit_convex_bn`; loss is "squared" or "huber"
     proof_seconds : for branch and bound, as there; 0 leaves the proof to the relaxation
 
     Attributes
@@ -162,6 +162,7 @@ class ConvexBNRegressor(Regression):
         loss: str | Loss = "squared",
         arrangements: str | int | Arrangements = "auto",
         solver: str | Solver = "auto",
+        rank: float | None = None,
         seed: int = 0,
         proof_seconds: float = 0.0,
         verbose: bool = False,
@@ -170,6 +171,7 @@ class ConvexBNRegressor(Regression):
         self.loss = loss
         self.arrangements = arrangements
         self.solver = solver
+        self.rank = rank
         self.seed = seed
         self.proof_seconds = proof_seconds
         self.verbose = verbose
@@ -177,7 +179,8 @@ class ConvexBNRegressor(Regression):
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Train on X (n, d) and y (n,), or (n, C) for C outputs."""
         rows, targets = self._validated(X, y)
-        return self._train(rows, self._encoded(targets), beta=self.beta, arrangements=self.arrangements, solver=self.solver)
+        settings = {"beta": self.beta, "arrangements": self.arrangements, "solver": self.solver, "rank": self.rank}
+        return self._train(rows, self._encoded(targets), **settings)
 
 
 class ConvexBNClassifier(Classification):
@@ -188,7 +191,7 @@ class ConvexBNClassifier(Classification):
 
     Parameters
     ----------
-    beta, arrangements, solver, seed, verbose : as in `convexbn.fit_convex_bn`
+    beta, arrangements, solver, rank, seed, verbose : as in `convexbn.fit_convex_bn`
     loss : "logistic" (default), which for more than two classes is softmax cross-entropy, "squared", "huber", or, for two classes,
         "hinge"
     proof_seconds : for branch and bound, as in `convexbn.fit_convex_bn`; 0 leaves the proof to the relaxation
@@ -207,6 +210,7 @@ class ConvexBNClassifier(Classification):
         loss: str | Loss = "logistic",
         arrangements: str | int | Arrangements = "auto",
         solver: str | Solver = "auto",
+        rank: float | None = None,
         seed: int = 0,
         proof_seconds: float = 0.0,
         verbose: bool = False,
@@ -215,6 +219,7 @@ class ConvexBNClassifier(Classification):
         self.loss = loss
         self.arrangements = arrangements
         self.solver = solver
+        self.rank = rank
         self.seed = seed
         self.proof_seconds = proof_seconds
         self.verbose = verbose
@@ -222,4 +227,5 @@ class ConvexBNClassifier(Classification):
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Train on X (n, d) and y (n,) of two or more classes of any type."""
         rows, labels = self._validated(X, y)
-        return self._train(rows, self._encoded(labels), beta=self.beta, arrangements=self.arrangements, solver=self.solver)
+        settings = {"beta": self.beta, "arrangements": self.arrangements, "solver": self.solver, "rank": self.rank}
+        return self._train(rows, self._encoded(labels), **settings)

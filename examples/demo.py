@@ -86,11 +86,11 @@ def train(task: Task) -> Fit:
 
 def compare(task: Task, fit: Fit, effort: Effort) -> Comparison:
     """Train with Adam for the same objective, and judge all networks by the same function."""
-    from convexbn.training import train_adam
+    from convexbn.training import Adam, train_networks
 
     beta, loss = fit.program.beta, fit.program.loss
-    settings = {"beta": beta, "loss": loss, "width": effort.width, "starts": effort.starts, "steps": effort.steps}
-    trained = {rate: train_adam(task.X, task.y, learning_rate=rate, **settings) for rate in effort.rates}
+    settings = {"beta": beta, "loss": loss, "width": effort.width, "starts": effort.starts, "epochs": effort.steps}
+    trained = {rate: train_networks(task.X, task.y, method=Adam(rate), **settings) for rate in effort.rates}
     objectives = {rate: np.array([run.network.objective(task.X, task.y, loss, beta) for run in runs]) for rate, runs in trained.items()}
     rate = min(effort.rates, key=lambda rate: objectives[rate].min())
     return Comparison(task, fit, trained[rate], objectives[rate], rate, sum(runs[0].seconds for runs in trained.values()))

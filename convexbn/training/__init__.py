@@ -1,6 +1,5 @@
 """The non-convex side: gradient methods, to compare with and as tools of their own. Needs PyTorch."""
 
-from convexbn.training.adam import TrainingRun, train_adam
 from convexbn.training.curvature import cross_dependency
 from convexbn.training.decoupled import DecoupledSGD, normalised_pairs
 from convexbn.training.full_norm import (
@@ -14,11 +13,17 @@ from convexbn.training.full_norm import (
 )
 from convexbn.training.gdnp import GDNPRun, LengthStatus, train_gdnp
 from convexbn.training.halfspaces import Activation, EmpiricalHalfspaces, GaussianHalfspaces, empirical_halfspaces, gaussian_halfspaces
+from convexbn.training.methods import LBFGS, SGD, Adam, Method
+from convexbn.training.models import ModelRun, evaluate, train_model
+from convexbn.training.networks import TrainingRun, train_networks
 from convexbn.training.rayleigh import RayleighQuotient, least_squares, rayleigh_descent, rayleigh_quotient
 from convexbn.training.units import GaussianNetwork, UnitsRun, gaussian_network, train_units
 
 __all__ = [
+    "LBFGS",
+    "SGD",
     "Activation",
+    "Adam",
     "DecoupledSGD",
     "EmpiricalHalfspaces",
     "FullNorm1d",
@@ -27,6 +32,8 @@ __all__ = [
     "GaussianHalfspaces",
     "GaussianNetwork",
     "LengthStatus",
+    "Method",
+    "ModelRun",
     "RayleighQuotient",
     "TrainingRun",
     "UnitsRun",
@@ -34,6 +41,7 @@ __all__ = [
     "convert_batch_norm",
     "cross_dependency",
     "empirical_halfspaces",
+    "evaluate",
     "full_norm_gradient",
     "full_norm_objective",
     "gaussian_halfspaces",
@@ -43,7 +51,8 @@ __all__ = [
     "rayleigh_descent",
     "rayleigh_quotient",
     "set_exact_statistics",
-    "train_adam",
     "train_gdnp",
+    "train_model",
+    "train_networks",
     "train_units",
 ]

@@ -18,7 +18,7 @@ from rich.table import Table
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine, make_circles, make_moons
 
 from convexbn import Fit, Squared, beta_max, fit_convex_bn
-from convexbn.training import TrainingRun, train_adam
+from convexbn.training import Adam, TrainingRun, train_networks
 
 RATES, STARTS, STEPS, WIDTH = (0.1, 0.3, 1.0), 20, 1000, 100
 
@@ -62,7 +62,7 @@ def tuned(X: np.ndarray, y: np.ndarray, beta: float) -> tuple[list[TrainingRun],
     start = time.perf_counter()
     best: tuple[list[TrainingRun], np.ndarray] | None = None
     for rate in RATES:
-        runs = train_adam(X, y, beta=beta, width=WIDTH, starts=STARTS, steps=STEPS, learning_rate=rate)
+        runs = train_networks(X, y, beta=beta, width=WIDTH, starts=STARTS, epochs=STEPS, method=Adam(rate))
         values = np.array([run.network.balanced().objective(X, y, Squared(), beta) for run in runs])
         if best is None or values.min() < best[1].min():
             best = runs, values
@@ -111,7 +111,7 @@ def main() -> None:
         table.add_column(column, justify="right")
     results = []
     ours_total = adam_total = 0.0
-    train_adam(np.eye(3), np.arange(3.0), beta=1.0, steps=1)  # PyTorch's first optimiser takes a second to import
+    train_networks(np.eye(3), np.arange(3.0), beta=1.0, epochs=1)  # PyTorch's first optimiser takes a second to import
     for name, (raw, y) in tasks().items():
         X = standardised(raw)
         beta = 0.1 * beta_max(X, y)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from convexbn.network import Network
-from convexbn.validation import InputError, check_data
+from convexbn.patches import Patches, check_images
+from convexbn.validation import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +23,12 @@ DEVIATION = 2.0**17
 def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.Sequential:
     """Return Sequential(Linear(d, m, bias=False), BatchNorm1d(m), ReLU(), Linear(m, C, bias=False)) with the network's function.
 
+    A network on patches becomes Sequential(Conv2d, BatchNorm2d, ReLU, AdaptiveAvgPool2d, Flatten, Linear); where it sums over them,
+    the number of patches is in the last weights.
+
     In `eval()` it equals `Network.predict`; in `train()` it does so on the full training batch. With lambda = beta, its weight-decay
-    objective is L + (beta n / 2)(||weight||^2 + ||bias||^2) of the BatchNorm1d + (beta / 2) ||W_2||^2, equal to the network's.
+    objective is L + (beta n / 2)(||weight||^2 + ||bias||^2) of the BatchNorm1d + (beta / 2) ||W_2||^2, equal to the network's, but for sum
+    pooling; n is the number of rows of a batch, of all patches where there are any.
     The momentum of the running statistics is PyTorch's default: a forward pass in `train()` on other data moves them.
 
     Parameters
@@ -38,24 +44,17 @@ def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.
     import torch
 
     dtype = torch.float64 if dtype is None else dtype
-    width, features = network.weights.shape
-    n = network.samples
-    model = torch.nn.Sequential(
-        torch.nn.Linear(features, width, bias=False),
-        torch.nn.BatchNorm1d(width),
-        torch.nn.ReLU(),
-        torch.nn.Linear(width, network.outputs.shape[1], bias=False),
-    ).to(dtype)
+    model, n = _layers(network).to(dtype), network.samples
     stretch = DEVIATION * np.sqrt(n) / network.norm
-    variance = np.full(width, DEVIATION**2)
+    variance = np.full(len(stretch), DEVIATION**2)
     correction = np.sqrt(1.0 + model[1].eps / variance)
     values = {
-        "0.weight": network.weights * stretch[:, None],
+        "0.weight": (network.weights * stretch[:, None]).reshape(model[0].weight.shape),
         "1.weight": network.gain / np.sqrt(n) * correction,
         "1.bias": network.shift / np.sqrt(n),
         "1.running_mean": network.centre * stretch,
         "1.running_var": variance,
-        "3.weight": network.outputs.T,
+        f"{len(model) - 1}.weight": network.outputs.T * (network.pooling.patches * network.pooling.weight),
     }
     state = model.state_dict()
     for key, value in values.items():
@@ -68,8 +67,21 @@ def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.
     return model
 
 
+def _layers(network: Network) -> torch.nn.Sequential:
+    """The modules, with weights still to be filled in."""
+    from torch import nn
+
+    (width, features), outputs, patches = network.weights.shape, network.outputs.shape[1], network.patches
+    last = nn.Linear(width, outputs, bias=False)
+    if patches is None:
+        return nn.Sequential(nn.Linear(features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), last)
+    first = nn.Conv2d(patches.image[0], width, patches.size, patches.stride, patches.padding, bias=False)
+    return nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
+
+
 def from_torch(model: Any, X: npt.ArrayLike) -> Network:
-    """Read Sequential(Linear, BatchNorm1d, ReLU, Linear) as a network with the batch statistics of X (n, d).
+    """Read Sequential(Linear, BatchNorm1d, ReLU, Linear) as a network with the batch statistics of X (n, d), or
+    Sequential(Conv2d, BatchNorm2d, ReLU, AdaptiveAvgPool2d(1), Flatten, Linear) with those of all patches of images X (n, c, h, w).
 
     The gain is g = sqrt(n) weight sqrt(var / (var + eps)), so that the network is the model in training mode on X, eps included.
     A bias of the first layer has no effect and is dropped. The result can be certified: how far from optimal is it?
@@ -77,28 +89,51 @@ def from_torch(model: Any, X: npt.ArrayLike) -> Network:
     Raises
     ------
     InputError
-        For another architecture, an affine-free BatchNorm1d, or an output bias other than 0.
+        For another architecture, an affine-free normalisation, or an output bias other than 0.
     """
     import torch
 
-    kinds = [torch.nn.Linear, torch.nn.BatchNorm1d, torch.nn.ReLU, torch.nn.Linear]
-    layers = list(model) if isinstance(model, torch.nn.Sequential) else []
-    if len(layers) != 4 or not all(isinstance(layer, kind) for layer, kind in zip(layers, kinds, strict=True)):
-        raise InputError("model must be nn.Sequential(Linear, BatchNorm1d, ReLU, Linear): rebuild it in that form")
-    first, norm, _, last = (cast(Any, layer) for layer in layers)
+    first, norm, last = _known(model)
     if norm.weight is None or norm.bias is None:
-        raise InputError("model has a BatchNorm1d with affine=False: its gains and shifts are needed, use affine=True")
+        raise InputError(f"model has a {type(norm).__name__} with affine=False: its gains and shifts are needed, use affine=True")
     if last.bias is not None and bool((last.bias != 0).any()):
         raise InputError("model has an output bias, which these networks don't have: train the last Linear with bias=False")
 
     def array(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
         return tensor.detach().cpu().numpy().astype(np.float64)
 
-    data = check_data(X)
-    n, width = len(data), first.out_features
-    if data.shape[1] != first.in_features:
-        raise InputError(f"X has {data.shape[1]} features, but the model expects {first.in_features}")
-    plain = Network(array(first.weight), np.zeros(width), np.ones(width), np.ones(width), np.zeros(width), array(last.weight).T, n).on(data)
+    patches = _patches(first, X) if isinstance(first, torch.nn.Conv2d) else None
+    weights, outputs = array(first.weight).reshape(len(first.weight), -1), array(last.weight).T
+    ones, zeros = np.ones(len(weights)), np.zeros(len(weights))
+    plain = Network(weights, zeros, ones, ones, zeros, outputs, 0, patches).on(X)
+    n = plain.samples
     variance = plain.norm**2 / n
     gain = plain.gain * np.sqrt(n) * array(norm.weight) * np.sqrt(variance / (variance + norm.eps))
-    return Network(plain.weights, plain.centre, plain.norm, gain, np.sqrt(n) * array(norm.bias), plain.outputs, n)
+    return replace(plain, gain=gain, shift=np.sqrt(n) * array(norm.bias))
+
+
+def _known(model: Any) -> tuple[Any, Any, Any]:
+    """First layer, normalisation and last layer of the two architectures that can be read."""
+    from torch import nn
+
+    plain = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear)
+    convolution = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
+    layers = list(model) if isinstance(model, nn.Sequential) else []
+    for kinds in (plain, convolution):
+        if len(layers) == len(kinds) and all(map(isinstance, layers, kinds)):
+            return layers[0], layers[1], layers[-1]
+    raise InputError(
+        "model must be nn.Sequential(Linear, BatchNorm1d, ReLU, Linear) or "
+        "nn.Sequential(Conv2d, BatchNorm2d, ReLU, AdaptiveAvgPool2d, Flatten, Linear): rebuild it in that form"
+    )
+
+
+def _patches(layer: Any, X: npt.ArrayLike) -> Patches:
+    """What the convolution reads of the images."""
+    channels, height, width = check_images(X).shape[1:]
+    if channels != layer.in_channels:
+        raise InputError(f"X has images of {channels} channels, but the model expects {layer.in_channels}")
+    usual = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if not usual:
+        raise InputError("model has a Conv2d with groups, dilation or a padding by name or mode: use the defaults of all but the numbers")
+    return Patches((channels, height, width), layer.kernel_size, layer.stride, layer.padding)

@@ -195,7 +195,8 @@ def optimum_of(program: Program) -> float:
     """The optimum of the convex program, written densely as in the paper and solved by Clarabel."""
     active, loss, y = program.active, program.loss, program.y
     s, t = (cp.Variable((len(active), program.basis.shape[1])) for _ in range(2))
-    f = cp.sum(cp.multiply(active.T, program.basis @ (s - t).T), axis=1)
+    rows = cp.sum(cp.multiply(active.T, program.basis @ (s - t).T), axis=1)
+    f = program.pooling.pool(np.eye(len(program.basis))) @ rows
     expressions = {
         "squared": lambda: cp.sum_squares(f - y) / 2,
         "huber": lambda: cp.sum(cp.huber(f - y, getattr(loss, "delta", 1.0))) / 2,

@@ -211,7 +211,7 @@ def test_other_architectures_are_refused(name: str) -> None:
 
 
 def test_other_data_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^X has 3 features, but the model expects 2"):
+    with pytest.raises(InputError, match=r"^X has 3 features, but this network is expecting 2"):
         from_torch(module(random_data(), 0), random_data(features=3))
 
 

@@ -42,7 +42,7 @@ class ClosedForm:
             raise SolverUnavailable(
                 f"solver 'closed form' needs centred data of rank n-1, here {n - 1}, not {columns - 1}: use solver='auto'"
             )
-        pull = -program.loss.gradient(np.zeros(n), program.y)
+        pull = -program.loss.gradient(np.zeros(len(program.y)), program.y)
         strength = program.beta / program.pooling.norm
         groups = [(sign, _shrink(program.loss, program.y, strength, sign * pull > 0)) for sign in (1.0, -1.0)]
         found = [(sign, f) for sign, f in groups if np.any(f)]

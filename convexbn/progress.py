@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -31,3 +32,26 @@ def progress_bar(label: str, steps: int, show: bool) -> Iterator[Callable[[str],
     with Progress(*columns, console=console(), transient=True) as progress:
         task = progress.add_task(label, total=steps, state="")
         yield lambda state: progress.update(task, advance=1, state=state)
+
+
+@contextmanager
+def gap_bar(tolerance: float, *, shown: bool) -> Iterator[Callable[[float], None]]:
+    """A function to call with each new relative gap; where `shown`, a bar that is full at the tolerance, and the time left.
+
+    A gap that falls by the same factor in the same time moves the bar evenly.
+    """
+    if not shown:
+        yield lambda gap: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("convexbn: relative gap {task.fields[gap]:.1e}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(), transient=True) as progress:
+        task = progress.add_task("gap", total=1.0, gap=float("nan"))
+        first = 1.0
+
+        def show(gap: float) -> None:
+            done = math.log(first / max(gap, tolerance)) / math.log(first / tolerance) if tolerance < first else 1.0
+            progress.update(task, completed=min(1.0, max(0.0, done)), gap=gap)
+
+        yield show

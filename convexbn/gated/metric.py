@@ -1,0 +1,170 @@
+"""The metric of the gated solver: what all arrangements have in common is stiff, and is taken out of the step size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from convexbn.gated.penalties import Penalty, Slope
+from convexbn.gated.shards import Shards
+from convexbn.solvers.masked import MaskedOperator
+
+if TYPE_CHECKING:
+    import torch
+
+NEWTON, CONJUGATE = 30, 60  # at most so many steps of either
+FIRST_REST = 2.0  # of b: for Gaussian gates on an orthonormal basis it ends between 3 and 6
+FLATTEST = 1e-4  # of the largest curvature
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """M = b I + W diag(h) W^T, W^T W = I, close to A^T A from above, in which a proximal step is still cheap.
+
+    A^T A of P arrangements has r+2 eigenvalues near P/4 or P/6, and all others are some fifteen times smaller, for Gaussian gates
+    on an orthonormal basis. The large ones belong to weights that all arrangements share, S_i = s, and to weights along the
+    gates, S_i = a g_i: the same features, seen through all masks. With W spanning those, b is as small as the rest allows.
+
+    A proximal step min <G, S - Y> + ||S - Y||_M^2 / 2 + beta sum_i ||S_i|| is S = prox(Y - (G + W l)/b), with l (r+2, C) the root of
+    the monotone map l/h - W^T (S(l) - Y), found by Newton's method with conjugate gradients: no sample takes part in it.
+
+    Attributes
+    ----------
+    along : (P, r+1) g_i, of unit length
+    mix : (r+2, q) brings W's columns [I; g_i^T] to orthonormal ones that diagonalise
+    curvature : (q,) h
+    rest : b
+    shards : the arrangements of other processes
+    """
+
+    along: torch.Tensor
+    mix: torch.Tensor
+    curvature: torch.Tensor
+    rest: float
+    shards: Shards
+
+    def read(self, weights: torch.Tensor) -> torch.Tensor:
+        """W^T S, shape (q, C), of weights (P, r+1, C)."""
+        import torch
+
+        along = torch.einsum("pk,pkc->c", self.along, weights)
+        both = self.shards.over_arrangements(torch.cat([weights.sum(0), along[None]]))
+        return self.mix.T @ both
+
+    def spread(self, multiplier: torch.Tensor) -> torch.Tensor:
+        """W l, shape (P, r+1, C), of l (q, C)."""
+        both = self.mix @ multiplier
+        return both[:-1] + self.along[:, :, None] * both[-1]
+
+    def inner(self, one: torch.Tensor, other: torch.Tensor) -> float:
+        """<S, M T>."""
+        shared = (self.curvature[:, None] * self.read(one) * self.read(other)).sum()
+        return self.rest * self.shards.total_over_arrangements(float((one * other).sum())) + float(shared)
+
+    def times(self, factor: float) -> Metric:
+        """The metric times a number."""
+        return self if factor == 1.0 else replace(self, rest=factor * self.rest, curvature=factor * self.curvature)
+
+    def raised(self, ratio: float) -> Metric:
+        """The metric after a step whose curvature was `ratio` > 1 times what it claims: mostly b is raised, which is a guess at first."""
+        import math
+
+        return replace(
+            self, rest=self.rest * min(max(1.1 * ratio, 1.15), 3.0), curvature=self.curvature * min(max(1.05, math.sqrt(ratio)), 1.5)
+        )
+
+    def step(
+        self, point: torch.Tensor, gradient: torch.Tensor, beta: float, penalty: Penalty, start: torch.Tensor, accuracy: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights after a proximal step from `point`, and the multiplier l, looked for from `start`."""
+        import torch
+
+        multiplier, centre = start, point - gradient / self.rest
+        spring = (1.0 / self.curvature)[:, None]
+        target = self.read(point)
+        rounding = (8.0 * torch.finfo(point.dtype).eps) ** 2 * float((target * target / spring).sum())
+
+        def residual(at: torch.Tensor) -> tuple[torch.Tensor, Slope, torch.Tensor]:
+            weights, slope = penalty.prox(centre - self.spread(at) / self.rest, beta / self.rest)
+            return weights, slope, spring * at - self.read(weights) + target
+
+        weights, slope, rest = residual(multiplier)
+        for _ in range(NEWTON):
+            size = float((rest * rest / spring).sum())
+            moved = float(((spring * multiplier) ** 2 / spring).sum())
+            if size <= accuracy**2 * moved + rounding:
+                break
+            direction = self._newton(slope, rest, spring)
+            length = 1.0
+            while True:
+                trial = multiplier - length * direction
+                weights, slope, after = residual(trial)
+                if length < 1e-3 or float((after * after / spring).sum()) <= (1.0 - 0.1 * length) * size:
+                    break
+                length *= 0.5
+            multiplier, rest = trial, after
+        return weights, multiplier
+
+    def _newton(self, slope: Slope, residual: torch.Tensor, spring: torch.Tensor) -> torch.Tensor:
+        """Conjugate gradients for (1/h + W^T J W / b) x = residual, to a tenth, preconditioned by its likely diagonal."""
+        likely = spring + 0.5 / self.rest
+        x = residual / likely
+        rest = residual - self._slope_of(slope, x, spring)
+        z = rest / likely
+        direction, energy = z, float((rest * z).sum())
+        first = float((residual * residual / likely).sum())
+        for _ in range(CONJUGATE):
+            if energy <= 1e-3 * first:
+                break
+            image = self._slope_of(slope, direction, spring)
+            length = energy / float((direction * image).sum())
+            x, rest = x + length * direction, rest - length * image
+            z = rest / likely
+            energy, before = float((rest * z).sum()), energy
+            direction = z + (energy / before) * direction
+        return x
+
+    def _slope_of(self, slope: Slope, x: torch.Tensor, spring: torch.Tensor) -> torch.Tensor:
+        return spring * x + self.read(slope(self.spread(x))) / self.rest
+
+
+def common_metric(operator: MaskedOperator, gates: torch.Tensor, shards: Shards) -> Metric:
+    """The metric of an operator whose arrangements have the given gates (P, r+1)."""
+    import torch
+
+    along = gates / torch.linalg.vector_norm(gates, dim=1, keepdim=True)
+    images = shards.over_arrangements(torch.cat([_counts(operator), operator.forward(along[:, :, None])], dim=1)).double()
+    images = torch.cat([operator.basis.double() * images[:, :1], images[:, 1:]], dim=1)
+    curvature = shards.over_samples(images.T @ images)
+    gram = shards.over_arrangements(_gram(along.double()))
+    root = torch.linalg.inv(torch.linalg.cholesky(gram)).mT
+    values, vectors = torch.linalg.eigh(root.mT @ curvature @ root)
+    values = values.clamp_min(FLATTEST * float(values[-1]))
+    dtype = operator.basis.dtype
+    return Metric(along, (root @ vectors).to(dtype), values.to(dtype), FIRST_REST, shards)
+
+
+def _counts(operator: MaskedOperator) -> torch.Tensor:
+    """(n, 1) how many arrangements each sample is active in."""
+    import torch
+
+    rows = operator.tile(1)[0]
+    everything = slice(0, operator.count)
+    sums = [operator.masks(slice(i, i + rows), everything).sum(1) for i in range(0, len(operator.basis), rows)]
+    return torch.cat(sums)[:, None]
+
+
+def _gram(along: torch.Tensor) -> torch.Tensor:
+    """W^T W of W's columns [I; g_i^T], with a hair that keeps it invertible where all gates are one."""
+    import torch
+
+    count, columns = along.shape
+    total = along.sum(0, keepdim=True)
+    gram = torch.cat(
+        [
+            torch.cat([count * torch.eye(columns, device=along.device, dtype=along.dtype), total]),
+            torch.cat([total.mT, total.new_full((1, 1), count)]),
+        ],
+        dim=1,
+    )
+    return gram * (1.0 + 1e-9 * torch.eye(columns + 1, device=along.device, dtype=along.dtype))

@@ -1,0 +1,107 @@
+"""The gated program as data: basis, gates, targets, loss, beta and penalty, with its objective and its bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from convexbn.gated.penalties import GroupNorm, Penalty
+from convexbn.gated.shards import Shards
+from convexbn.losses import Loss
+from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator, gated_patterns, masked_operator
+from convexbn.validation import FloatArray, InputError, check_positive
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class GatedProgram:
+    """The convex program of a two-layer gated network with batch normalisation, over P fixed gates g_i,
+
+        min  L( sum_i D_i U' S_i, Y ) + beta sum_i ||S_i||,        D_i = diag(1[U' g_i >= 0]),  S_i (r+1, C).
+
+    L is a sum over samples; ||.|| the Frobenius norm ("group") or the nuclear norm ("nuclear"), for C = 1 one and the same.
+    It is the program of `Program` without its cones: ANOTHER model, whose gates open by g_i whatever S_i is. With the nuclear
+    norm and all arrangements its optimum is a lower bound on that of the ReLU network; over a sample of gates, or with the group norm
+    for C > 1, it is neither a lower nor an upper bound. Source: Mishkin, Sahiner and Pilanci 2022 (gated ReLU).
+
+    Attributes
+    ----------
+    basis : (n, r+1) U'; orthonormal columns make it batch normalisation, the program is solved on any basis
+    gates : (P, r+1) the g_i, in float64 wherever the program is solved
+    y : (n, C) targets
+    loss, beta, penalty : L, beta, and the norm
+    device : where products are taken, "cpu" or "cuda"
+    max_memory : bytes for masks and temporary arrays, beyond basis and weights
+    shards : which part of samples and arrangements this process has; basis, gates and y are then that part
+    """
+
+    basis: FloatArray
+    gates: FloatArray
+    y: FloatArray
+    loss: Loss
+    beta: float
+    penalty: Penalty = field(default_factory=GroupNorm)
+    device: str = "cpu"
+    max_memory: int = MAX_MEMORY
+    shards: Shards = field(default_factory=Shards)
+
+    def __post_init__(self) -> None:
+        check_positive(self.beta, "beta")
+        if self.y.ndim != 2 or len(self.y) != len(self.basis):
+            raise InputError(f"y has shape {self.y.shape}, but the basis has {len(self.basis)} rows: pass (n, C)")
+        if self.gates.ndim != 2 or self.gates.shape[1] != self.basis.shape[1] or not len(self.gates):
+            raise InputError(f"gates have shape {self.gates.shape}, not (P, {self.basis.shape[1]}): pass a row for each arrangement")
+
+    @cached_property
+    def operator(self) -> MaskedOperator:
+        """The linear map in float64."""
+        patterns = gated_patterns(self.basis, self.gates)
+        return masked_operator(self.basis, patterns, device=self.device, max_memory=self.max_memory)
+
+    def predictions(self, weights: torch.Tensor) -> FloatArray:
+        """sum_i D_i U' S_i, (n, C), of weights (P, r+1, C), in float64."""
+        found = self.shards.over_arrangements(self.operator.forward(weights.double()))
+        values: FloatArray = found.cpu().numpy()
+        return values
+
+    def objective(self, weights: torch.Tensor, predictions: FloatArray | None = None) -> float:
+        """The objective of weights (P, r+1, C), in float64."""
+        f = self.predictions(weights) if predictions is None else predictions
+        penalty = self.shards.total_over_arrangements(float(self.penalty.norms(weights.double()).sum()))
+        return self.shards.total_over_samples(self.loss.value(f, self.y)) + self.beta * penalty
+
+    def worths(self, v: FloatArray) -> torch.Tensor:
+        """(P,) the dual norms of U'^T D_i V for V (n, C): at most beta for all i where V is feasible."""
+        import torch
+
+        gradient = self.operator.adjoint(torch.as_tensor(v, device=self.device))
+        return self.penalty.dual_norms(self.shards.over_samples(gradient))
+
+    def bound(self, v: FloatArray, price: float) -> tuple[float, float]:
+        """The best lower bound -L*(-t V) with t `price` <= beta, and its t; `price` the largest of the `worths` of V.
+
+        Weak duality, for any V in the domain of the conjugate: `Loss.project` brings it there.
+        """
+        from scipy.optimize import minimize_scalar
+
+        top = self.beta / price if price > 0 else 1.0
+
+        def value(t: float) -> float:
+            return self.shards.total_over_samples(-self.loss.conjugate(-t * v, self.y))
+
+        inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded").x
+        candidates = [(value(t), t) for t in (0.0, float(inner), min(1.0, top), top)]
+        return max(candidates)
+
+    def price(self, v: FloatArray) -> float:
+        """The largest of the `worths` of V, over all gates: exact."""
+        return self.shards.largest(float(self.worths(v).amax()))
+
+    def beta_max(self) -> float:
+        """The smallest beta for which no gate carries weight."""
+        return self.price(-self.loss.gradient(np.zeros_like(self.y), self.y))

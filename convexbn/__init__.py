@@ -11,6 +11,7 @@ from convexbn.arrangements import Arrangements, count_arrangements, enumerate_ar
 from convexbn.certificate import Certificate, Evidence, certify
 from convexbn.export import from_torch, to_torch
 from convexbn.fit import Fit, beta_max, fit_convex_bn
+from convexbn.gated import GatedFit, GatedNetwork, GatedProgram, GatedSolution, GatedSolver, fit_gated_bn
 from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared
 from convexbn.network import Network, neurons_of, recover
 from convexbn.path import Path, fit_path
@@ -38,6 +39,11 @@ __all__ = [
     "ConvexBNRegressorCV",
     "Evidence",
     "Fit",
+    "GatedFit",
+    "GatedNetwork",
+    "GatedProgram",
+    "GatedSolution",
+    "GatedSolver",
     "Hinge",
     "Huber",
     "InputError",
@@ -60,6 +66,7 @@ __all__ = [
     "count_arrangements",
     "enumerate_arrangements",
     "fit_convex_bn",
+    "fit_gated_bn",
     "fit_path",
     "from_torch",
     "neurons_of",

@@ -1,0 +1,11 @@
+"""The gated model: arrangements fixed by gates, no cones. It is another model than the ReLU network, and says so everywhere."""
+
+from __future__ import annotations
+
+from convexbn.gated.fit import GatedFit, fit_gated_bn
+from convexbn.gated.network import GatedNetwork
+from convexbn.gated.program import GatedProgram
+from convexbn.gated.shards import Shards
+from convexbn.gated.solver import GatedSolution, GatedSolver
+
+__all__ = ["GatedFit", "GatedNetwork", "GatedProgram", "GatedSolution", "GatedSolver", "Shards", "fit_gated_bn"]

@@ -23,6 +23,11 @@ NOISE = 300.0  # roundings: a change of the predictions that is smaller says not
 FIRST_WIDTH, FLATTER = 0.1, 0.25  # of the smoothed kinks of a loss, and how they sharpen
 
 
+def smooth(loss: Loss, width: float) -> Loss:
+    """The loss, with kinks, where it has any, smoothed to `width`."""
+    return loss if np.isfinite(loss.smoothness) else Smoothed(loss, width)
+
+
 class State(NamedTuple):
     """The weights and the point of the next step with their predictions; replaced as one, so that an interrupt finds them in step."""
 
@@ -38,11 +43,17 @@ class Descent:
     """The steps, on the arrangements `chosen`; kinks of a loss are smoothed, the less the smaller the gap gets."""
 
     def __init__(
-        self, program: GatedProgram, operator: MaskedOperator, chosen: torch.Tensor, gates: torch.Tensor, weights: torch.Tensor
+        self,
+        program: GatedProgram,
+        operator: MaskedOperator,
+        chosen: torch.Tensor,
+        gates: torch.Tensor,
+        weights: torch.Tensor,
+        width: float = FIRST_WIDTH,
     ) -> None:
         dtype = operator.basis.dtype
         self.program, self.operator, self.chosen, self.shards = program, operator, chosen, program.shards
-        self.width = 0.0 if np.isfinite(program.loss.smoothness) else FIRST_WIDTH
+        self.width = width
         self.metric: Metric = common_metric(operator, gates.to(dtype), program.shards)
         weights = weights.to(dtype)
         predictions = self._forward(weights)
@@ -53,7 +64,7 @@ class Descent:
     @property
     def loss(self) -> Loss:
         """The loss, smoothed where it has kinks."""
-        return Smoothed(self.program.loss, self.width) if self.width else self.program.loss
+        return smooth(self.program.loss, self.width)
 
     def _forward(self, weights: torch.Tensor) -> torch.Tensor:
         return self.shards.over_arrangements(self.operator.forward(weights))
@@ -110,7 +121,7 @@ class Descent:
         penalty = self.shards.total_over_arrangements(float(program.penalty.norms(state.weights).double().sum()))
         objective = loss + program.beta * penalty
         gap = objective - program.bound(v, price)[0]
-        if self.width and gap <= self.width * self.shards.total_over_samples(float(np.sum(v * v))):
+        if self.loss is not program.loss and gap <= self.width * self.shards.total_over_samples(float(np.sum(v * v))):
             self.width *= FLATTER
             self.state = state._replace(point=state.weights, point_predictions=state.predictions, momentum=1.0)
         return gap / objective if objective > 0 else 0.0
@@ -128,7 +139,9 @@ class Descent:
         def tensor(name: str) -> torch.Tensor:
             return torch.as_tensor(saved[name], device=self.operator.basis.device)
 
-        names = ("weights", "predictions", "point", "point_predictions")
-        self.state = State(*map(tensor, names), float(saved["momentum"]), tensor("multiplier"))
+        weights, point = tensor("weights"), tensor("point")
+        self.state = State(
+            weights, tensor("predictions"), point, tensor("point_predictions"), float(saved["momentum"]), tensor("multiplier")
+        )
         self.metric = replace(self.metric, rest=float(saved["rest"]), curvature=tensor("curvature"))
         self.width = float(saved["width"])

@@ -45,7 +45,8 @@ class GroupNorm:
         """||S_i||_F."""
         import torch
 
-        return torch.linalg.vector_norm(weights, dim=(1, 2))
+        norms: torch.Tensor = torch.linalg.vector_norm(weights, dim=(1, 2))
+        return norms
 
     def dual_norms(self, gradient: torch.Tensor) -> torch.Tensor:
         """Its own dual."""
@@ -75,7 +76,10 @@ class NuclearNorm:
 
     def norms(self, weights: torch.Tensor) -> torch.Tensor:
         """The sums of singular values."""
-        return _gram_roots(weights)[0].sum(1)
+        import torch
+
+        sums: torch.Tensor = torch.linalg.svdvals(weights).sum(1)
+        return sums
 
     def dual_norms(self, gradient: torch.Tensor) -> torch.Tensor:
         """The largest singular values."""

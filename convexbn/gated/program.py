@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,12 @@ class GatedProgram:
         """The linear map in float64."""
         patterns = gated_patterns(self.basis, self.gates)
         return masked_operator(self.basis, patterns, device=self.device, max_memory=self.max_memory)
+
+    def with_beta(self, beta: float) -> GatedProgram:
+        """The same program with another beta, on the same operator."""
+        other = replace(self, beta=beta)
+        other.__dict__["operator"] = self.operator
+        return other
 
     def predictions(self, weights: torch.Tensor) -> FloatArray:
         """sum_i D_i U' S_i, (n, C), of weights (P, r+1, C), in float64."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from convexbn.gated.descent import Descent
+from convexbn.gated.descent import FIRST_WIDTH, Descent, smooth
 from convexbn.gated.program import GatedProgram
 from convexbn.progress import gap_bar
 from convexbn.solution import Round, Status
@@ -137,8 +137,8 @@ class _Run:
         self.dual, self.objective, self.bound = np.zeros_like(program.y), np.inf, -np.inf
         self.iterations, self.before, self.begin = 0, 0.0, time.perf_counter()
         self.trace: list[Round] = []
-        self.worths = self.look()
-        self.descent = self.descend(self.choose(self.worths))
+        self.reached, self.stalled = np.inf, False
+        self.descent = self.descend(self.choose(self.look(FIRST_WIDTH)), FIRST_WIDTH)
         if settings.checkpoint is not None:
             same = settings.tolerance, settings.precision, start
             self.name = fingerprint(program.basis, program.gates, program.y, program.beta, program.loss, program.penalty, same)
@@ -153,11 +153,14 @@ class _Run:
         """Relative, of the whole program."""
         return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
 
-    def look(self) -> torch.Tensor:
-        """Objective and bound of the whole program at the weights, in float64; (P,) what the arrangements are worth."""
+    def look(self, width: float) -> torch.Tensor:
+        """Objective and bound of the whole program at the weights, in float64; (P,) what the arrangements are worth.
+
+        The dual point is minus the gradient of the loss with its kinks smoothed to `width`: at a kink the gradient itself says little.
+        """
         program = self.program
         predictions = program.predictions(self.weights)
-        v = -program.loss.project(program.loss.gradient(predictions, program.y), program.y)
+        v = -program.loss.project(smooth(program.loss, width).gradient(predictions, program.y), program.y)
         worths = program.worths(v)
         bound, scale = program.bound(v, program.shards.largest(float(worths.amax())))
         self.objective = program.objective(self.weights, predictions)
@@ -174,26 +177,26 @@ class _Run:
         alive = (self.weights != 0).any(2).any(1)
         return torch.nonzero(alive | (worths >= NEAR * self.program.beta))[:, 0]
 
-    def descend(self, chosen: torch.Tensor) -> Descent:
+    def descend(self, chosen: torch.Tensor, width: float) -> Descent:
         """A descent over those arrangements in the present precision, from the present weights."""
         if not len(chosen) or len(chosen) > WORTH_A_CHANGE * len(self.weights):
             chosen = chosen.new_tensor(range(len(self.weights)))
         operator = self.program.operator if len(chosen) == len(self.weights) else self.program.operator.take(chosen)
         if operator.basis.dtype != self.dtype:
             operator = operator.to(self.dtype)
-        return Descent(self.program, operator, chosen, self.gates[chosen], self.weights[chosen])
+        return Descent(self.program, operator, chosen, self.gates[chosen], self.weights[chosen], width)
 
     def finish(self) -> Status:
         """Steps until the gap is reached, or a limit."""
         with gap_bar(self.settings.tolerance, shown=self.settings.verbose) as show:
             try:
                 while self.gap > self.settings.tolerance and not self.exhausted():
-                    self.advance(max(0.7 * self.settings.tolerance, 0.1 * self.gap))
+                    self.advance(min(max(0.7 * self.settings.tolerance, 0.1 * self.gap), 0.5 * self.reached))
                     self.take_stock()
                     show(self.gap)
             except KeyboardInterrupt:
                 self.collect()
-                self.look()
+                self.look(self.descent.width)
                 return Status.INTERRUPTED
         return Status.OPTIMAL if self.gap <= self.settings.tolerance else Status.LIMIT
 
@@ -215,7 +218,7 @@ class _Run:
             if gap <= target or waited > PATIENCE:
                 break
             self.save()
-        self.stalled = waited > PATIENCE
+        self.reached, self.stalled = best, waited > PATIENCE
 
     def collect(self) -> None:
         """Bring the weights of the working set home."""
@@ -227,15 +230,15 @@ class _Run:
         import torch
 
         self.collect()
-        self.worths = self.look()
+        chosen = self.choose(self.look(self.descent.width))
         narrow = self.dtype == torch.float32
         if narrow and self.settings.precision == "mixed" and (self.gap <= SWITCH or self.stalled):
             self.dtype = torch.float64
-            self.descent = self.descend(self.choose(self.worths))
+            self.descent = self.descend(chosen, self.descent.width)
         elif narrow and self.stalled:
             self.settings = replace(self.settings, iterations=self.iterations)
         else:
-            self.revise(self.choose(self.worths))
+            self.revise(chosen)
         self.save()
 
     def revise(self, chosen: torch.Tensor) -> None:
@@ -244,7 +247,7 @@ class _Run:
 
         missing = int(torch.isin(chosen, self.descent.chosen, invert=True).sum())
         if missing or len(chosen) < WORTH_A_CHANGE * len(self.descent.chosen):
-            self.descent = self.descend(chosen)
+            self.descent = self.descend(chosen, self.descent.width)
 
     def save(self) -> None:
         """Write the checkpoint, where there is to be one."""
@@ -265,5 +268,5 @@ class _Run:
         self.weights = torch.as_tensor(state["weights"], device=self.program.device)
         self.dual, self.objective, self.bound = state["dual"], float(state["objective"]), float(state["bound"])
         self.iterations, self.before = int(state["iterations"]), float(state["seconds"])
-        self.descent = self.descend(torch.as_tensor(state["descent_chosen"], device=self.program.device))
+        self.descent = self.descend(torch.as_tensor(state["descent_chosen"], device=self.program.device), FIRST_WIDTH)
         self.descent.restore({name.removeprefix("descent_"): value for name, value in state.items() if name.startswith("descent_")})

@@ -1,0 +1,189 @@
+"""The whole line for the gated model: whiten, draw gates, build the program, solve, bound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from convexbn.certificate import Certificate, Evidence
+from convexbn.gated.network import GatedNetwork
+from convexbn.gated.penalties import Penalty, get_penalty
+from convexbn.gated.program import GatedProgram
+from convexbn.gated.solver import GatedSolution, GatedSolver
+from convexbn.losses import Loss, get_loss
+from convexbn.solvers.masked import MAX_MEMORY, gated_patterns
+from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets, real_array
+from convexbn.whitening import Whitening, whiten
+
+if TYPE_CHECKING:
+    from convexbn.gated.module import GatedModule
+
+BETA_FRACTION = 0.1  # of beta_max, as for the ReLU network
+DRAWS = 20  # times as many gates are drawn at most, where patterns repeat
+
+
+@dataclass(frozen=True)
+class GatedFit:
+    """A trained gated network with everything that led to it.
+
+    Attributes
+    ----------
+    network : the gated network, of the gates that carry weight
+    certificate : its objective on the raw data, and a bound that is proved for the program of these gates
+    solution : weights of all gates, status and trace
+    program : the gated program
+    whitening : the basis and the way back to raw weights
+    beta_max : the smallest beta for which no gate carries weight
+    seconds : time of each stage
+    """
+
+    network: GatedNetwork
+    certificate: Certificate
+    solution: GatedSolution
+    program: GatedProgram
+    whitening: Whitening
+    beta_max: float
+    seconds: Mapping[str, float] = field(repr=False)
+
+    def predict(self, X: npt.ArrayLike) -> FloatArray:
+        """Outputs (k,), or (k, C), for the rows of X (k, d), through the gates."""
+        return self.network.predict(X)
+
+    def to_torch(self) -> GatedModule:
+        """The network as a small PyTorch module: see `GatedNetwork.to_torch`."""
+        return self.network.to_torch()
+
+    def __str__(self) -> str:
+        program, certificate = self.program, self.certificate
+        fraction = f"{program.beta / self.beta_max:.3g} of beta_max {self.beta_max:.6g}" if self.beta_max > 0 else "beta_max is 0"
+        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
+        lines = [
+            f"GATED network with batch normalisation, not a ReLU network: {len(program.y)} samples, rank {self.whitening.rank}, "
+            f"{program.loss.name} loss, {program.penalty.name} penalty",
+            f"  beta          {program.beta:.6g} ({fraction})",
+            f"  objective     {certificate.objective:.10g}  (of the gated network, from the raw data)",
+            f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value})",
+            f"  gates         {len(self.network.gates)} of {len(program.gates)} carry weight",
+            f"  solver        {self.solution.iterations} steps: {self.solution.status.value}",
+            f"  time          {sum(self.seconds.values()):.2f} s ({stages})",
+        ]
+        return "\n".join(lines)
+
+
+def fit_gated_bn(
+    X: npt.ArrayLike,
+    y: npt.ArrayLike,
+    *,
+    gates: int | npt.ArrayLike = 100,
+    beta: float | None = None,
+    loss: str | Loss = "squared",
+    penalty: str | Penalty = "group",
+    rank: float | None = None,
+    solver: GatedSolver | None = None,
+    start: FloatArray | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    max_memory: int = MAX_MEMORY,
+    verbose: bool = False,
+) -> GatedFit:
+    """Train a two-layer GATED network with batch normalisation to the optimum of
+
+        min  L( sum_i D_i U' S_i, Y ) + beta sum_i ||S_i||,       D_i = diag(1[U' g_i >= 0])
+
+    over fixed gates g_i, and bound the distance to it. L is a sum over samples; U' is the whitened X. This is another model than the
+    ReLU network of `fit_convex_bn`: its gates don't follow its weights. It scales to far more data, and its objective says
+    nothing about that of ReLU networks. Source: Mishkin, Sahiner and Pilanci 2022 (gated ReLU), on the whitened basis.
+
+    Parameters
+    ----------
+    X : (n, d) real numbers, n >= 2
+    y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
+    gates : how many, drawn from a Gaussian on the basis, patterns that repeat or are empty left out; or (P, r+1) the g_i themselves
+    beta : absolute; None takes 0.1 of beta_max
+    loss : as in `fit_convex_bn`
+    penalty : "group" is the Frobenius norm of each S_i. "nuclear" is its nuclear norm, the relaxation of weight decay; for one output
+        they are the same
+    rank : of the whitening: None reads all directions of X, a number k or a share of the variance only the leading ones
+    solver : a `GatedSolver` with its tolerance, limits, precision and checkpoint; None takes the default, a relative gap of 1e-4
+    start : (P, r+1, C) weights to begin with, as `solution.weights` of a fit with a larger beta
+    seed : of the gates
+    device : "cpu", or "cuda" for products on a GPU
+    max_memory : bytes for masks and temporary arrays of products, beyond basis and weights
+    verbose : show a bar with the gap and the time left
+
+    Raises
+    ------
+    InputError
+        For an argument that can't be used; the message names it and says what to do.
+    """
+    clock, seconds = time.perf_counter(), {}
+    data, the_loss = check_data(X), get_loss(loss)
+    targets = the_loss.check(check_targets(y, len(data)))
+    whitening = whiten(data, rank=rank)
+    seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
+    chosen = choose_gates(gates, whitening.basis, seed)
+    columns = targets.reshape(len(data), -1)
+    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory)
+    largest = program.beta_max()
+    program = program.with_beta(check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest or 1.0)
+    seconds["gates"], clock = time.perf_counter() - clock, time.perf_counter()
+    the_solver = solver or GatedSolver(verbose=verbose)
+    solution = the_solver.solve(program, _checked_start(start, chosen, columns))
+    seconds["solve"], clock = time.perf_counter() - clock, time.perf_counter()
+    alive = solution.weights.any(axis=(1, 2))
+    network = GatedNetwork(whitening, chosen[alive], solution.weights[alive])
+    certificate = judge(network, data, program, solution)
+    seconds["judge"] = time.perf_counter() - clock
+    return GatedFit(network, certificate, solution, program, whitening, largest, seconds)
+
+
+def choose_gates(gates: int | npt.ArrayLike, basis: FloatArray, seed: int) -> FloatArray:
+    """(P, r+1) the gates that the argument of `fit_gated_bn` stands for."""
+    if not isinstance(gates, (int, np.integer)) or isinstance(gates, bool):
+        given = real_array(gates, "gates")
+        if given.ndim != 2 or given.shape[1] != basis.shape[1] or not len(given) or not np.any(given, axis=1).all():
+            raise InputError(f"gates have shape {given.shape}: pass a number, or rows (P, {basis.shape[1]}) on the basis, none of them 0")
+        return given
+    count = check_count(gates, "gates")
+    generator = np.random.default_rng(check_count(seed, "seed", 0))
+    found = np.zeros((0, basis.shape[1]))
+    for _ in range(DRAWS):
+        found = _distinct(basis, np.vstack([found, generator.standard_normal((count, basis.shape[1]))]))[:count]
+        if len(found) == count:
+            break
+    return found
+
+
+def _distinct(basis: FloatArray, gates: FloatArray) -> FloatArray:
+    """The gates without those whose pattern came before, or opens for no sample; in their order."""
+    patterns = gated_patterns(basis, gates)
+    packed = np.packbits(patterns, axis=1)
+    first = np.sort(np.unique(packed, axis=0, return_index=True)[1])
+    return gates[first[patterns[first].any(axis=1)]]
+
+
+def _checked_start(start: FloatArray | None, gates: FloatArray, y: FloatArray) -> FloatArray | None:
+    if start is None:
+        return None
+    weights, shape = real_array(start, "start"), (*gates.shape, y.shape[1])
+    if weights.shape != shape:
+        raise InputError(f"start has shape {weights.shape}, not {shape}: pass the weights of all gates, in their order")
+    return weights
+
+
+def judge(network: GatedNetwork, X: FloatArray, program: GatedProgram, solution: GatedSolution) -> Certificate:
+    """Objective of the network on the raw data, in float64, and the solution's bound, which is proved for these gates."""
+    predictions = network.predict(X).reshape(program.y.shape)
+    import torch
+
+    penalty = float(program.penalty.norms(torch.as_tensor(network.weights)).sum())
+    objective = program.loss.value(predictions, program.y) + program.beta * penalty
+    scope = f"the gated model of {len(program.gates)} gates, which is not the ReLU network"
+    price = program.price(solution.dual)
+    dual = solution.dual[:, 0] if program.y.shape[1] == 1 else solution.dual
+    return Certificate(objective, solution.bound, Evidence.SAMPLED, scope, price, dual, solution.bound)

@@ -1,0 +1,38 @@
+"""The gated network as a PyTorch module: the one file of the convex side that is imported only where PyTorch is wanted."""
+
+from __future__ import annotations
+
+import torch
+
+
+class GatedModule(torch.nn.Module):
+    """f(x) = sum_i 1[phi(x)^T g_i >= 0] S_i^T phi(x), phi(x) = W x + c: a gated network, not a ReLU network.
+
+    Parameters
+    ----------
+    features, columns, gates, outputs : d, r+1, P and C
+
+    Attributes
+    ----------
+    whiten : (r+1, d) W and (r+1,) `constant` c, buffers: the whitening of the training data, its last row the constant 1/sqrt(n)
+    gates : (P, r+1) buffer, the g_i
+    weights : (P, r+1, C) parameter, the S_i
+    """
+
+    whiten: torch.Tensor
+    constant: torch.Tensor
+    gates: torch.Tensor
+
+    def __init__(self, features: int, columns: int, gates: int, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("whiten", torch.zeros(columns, features))
+        self.register_buffer("constant", torch.zeros(columns))
+        self.register_buffer("gates", torch.zeros(gates, columns))
+        self.weights = torch.nn.Parameter(torch.zeros(gates, columns, outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, C) outputs of raw x (batch, d)."""
+        basis = x @ self.whiten.T + self.constant
+        open_gates = (basis @ self.gates.T >= 0).to(basis.dtype)
+        of_each = (open_gates @ self.weights.flatten(1)).view(len(x), basis.shape[1], -1)
+        return torch.bmm(basis.unsqueeze(1), of_each).squeeze(1)

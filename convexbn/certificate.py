@@ -14,7 +14,7 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
-from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, is_square, price_dual, price_everywhere
+from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, is_square, known_price, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
 from convexbn.threads import few_threads
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_positive, check_targets
@@ -170,7 +170,7 @@ def certify_on(
     judge = _Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, min(1.0, seconds))
     with few_threads(whitening.basis.size):
         found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
-        if arrangements is None and not is_square(whitening.basis, targets):
+        if arrangements is None and known_price(whitening.basis, network.pooling.spread(found.v)) is None:
             found = judge.tightened(found, objective, seconds)
     estimate = min(objective, judge.best_estimate)
     return Certificate(objective, found.proved, evidence, scope, found.price.upper, found.dual, max(found.proved, estimate))

@@ -17,12 +17,12 @@ from convexbn.export import to_torch
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover
 from convexbn.patches import NO_POOLING, Patches, Pooling, check_images
-from convexbn.pricing import evolve, is_square, price_dual, random_directions
+from convexbn.pricing import evolve, is_square, known_price, price_dual, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, Status
-from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe
+from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe, obstacle
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
@@ -77,7 +77,8 @@ class Fit:
         n, rank = len(program.y), self.whitening.rank
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         arrangements = program.arrangements if program.arrangements is not None else "all of them, none had to be listed"
-        known = "the estimated" if program.arrangements is None and not is_square(program.basis, program.y) else "the"
+        estimated = program.arrangements is None and known_price(program.basis, _pull(program.y, program.loss, program.pooling)) is None
+        known = "the estimated" if estimated else "the"
         features = f"{self.network.weights.shape[1]} features"
         if self.network.patches is not None:
             features = f"{self.network.pooling.patches} patches each of {features}"
@@ -160,7 +161,7 @@ def fit_convex_bn(
         pool = patches.pooling if patches is not None else NO_POOLING
     with _stage("arrange", seconds, verbose):
         check_word(arrangements)
-        the_solver = choose_solver(solver, arrangements, whitening, targets, seed=seed, verbose=verbose)
+        the_solver = choose_solver(solver, arrangements, whitening, targets, the_loss, seed=seed, verbose=verbose)
         listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
         chosen = choose_arrangements(arrangements, whitening, targets, seed=seed) if listed else None
         largest = _beta_max(whitening, targets, the_loss, chosen, pool)
@@ -238,6 +239,7 @@ def choose_solver(
     arrangements: str | int | Arrangements,
     whitening: Whitening,
     y: FloatArray,
+    loss: Loss,
     *,
     seed: int = 0,
     verbose: bool = False,
@@ -249,7 +251,7 @@ def choose_solver(
             raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
         chosen = solver
     else:
-        chosen = _named_solver(solver, listed, whitening, y, seed, verbose)
+        chosen = _named_solver(solver, listed, whitening, y, loss, seed, verbose)
     if listed and isinstance(chosen, SlidingFrankWolfe):
         raise InputError(
             "arrangements are given, but the solver 'sliding' solves over all of them: use solver='CLARABEL', or leave them out"
@@ -257,10 +259,10 @@ def choose_solver(
     return chosen
 
 
-def _named_solver(name: str, listed: bool, whitening: Whitening, y: FloatArray, seed: int, verbose: bool) -> Solver:
+def _named_solver(name: str, listed: bool, whitening: Whitening, y: FloatArray, loss: Loss, seed: int, verbose: bool) -> Solver:
     if name == "auto":
         few = y.ndim == 1 and (listed or _few(whitening))
-        name = "closed form" if is_square(whitening.basis, y) else "CLARABEL" if few else "sliding"
+        name = "closed form" if obstacle(whitening.basis, y, loss) is None else "CLARABEL" if few else "sliding"
     if name == "closed form":
         return ClosedForm()
     return SlidingFrankWolfe(seed=seed, verbose=verbose) if name == "sliding" else Conic(name)
@@ -288,13 +290,21 @@ def _prepare(
 
 def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None, pooling: Pooling) -> float:
     """The smallest beta with the zero network as optimum; 0 where it is nothing but rounding."""
-    pull = pooling.spread(-loss.gradient(np.zeros(y.shape), y))
+    pull = _pull(y, loss, pooling)
     price = _price_of(pull, whitening, arrangements)
     return price if price > ROUNDING * np.linalg.norm(pull) else 0.0
 
 
+def _pull(y: FloatArray, loss: Loss, pooling: Pooling) -> FloatArray:
+    """V = -grad L(0), on the rows of the basis."""
+    return pooling.spread(-loss.gradient(np.zeros(y.shape), y))
+
+
 def _price_of(pull: FloatArray, whitening: Whitening, arrangements: Arrangements | None) -> float:
-    if arrangements is None and not is_square(whitening.basis, pull):
+    known = known_price(whitening.basis, pull)
+    if known is not None:
+        return known.lower
+    if arrangements is None:
         starts = random_directions(256, whitening.rank + 1, (0,))
         return float(np.max(evolve(whitening.basis, pull.reshape(len(pull), -1), starts, seed=(0,), children=64, generations=4)[1]))
     return price_dual(whitening.basis, pull, arrangements).lower

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.fit import Fit, beta_max, choose_solver, fit_convex_bn
-from convexbn.losses import Loss
+from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, recover
-from convexbn.pricing import is_square
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.solution import Status
-from convexbn.solvers import ClosedForm, SlidingFrankWolfe
+from convexbn.solvers import ClosedForm, SlidingFrankWolfe, obstacle
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets, real_array
 from convexbn.whitening import whiten
 
@@ -207,7 +206,7 @@ def networks_along(
     data = check_data(X)
     targets = loss.check(check_targets(y, len(data)))
     whitening = whiten(data, rank=rank)
-    exact = is_square(whitening.basis, targets)
+    exact = obstacle(whitening.basis, targets, loss) is None
     warm_start = None
     for beta in betas:
         sliding = SlidingFrankWolfe(tolerance=PREDICTIONS, rounds=PREDICTION_ROUNDS, seed=seed, warm_start=warm_start)
@@ -224,7 +223,9 @@ def _points(
 ) -> Iterator[Fit]:
     """A fit for each beta. Each whitens again, in a hundredth of the time that its certificate takes."""
     data = check_data(X)
-    usual = choose_solver("auto", "auto", whiten(data, rank=rank), check_targets(y, len(data)), seed=seed)
+    the_loss = get_loss(loss)
+    targets = the_loss.check(check_targets(y, len(data)))
+    usual = choose_solver("auto", "auto", whiten(data, rank=rank), targets, the_loss, seed=seed)
     solver = replace(usual, tolerance=TOLERANCE) if isinstance(usual, SlidingFrankWolfe) else usual
     for beta in betas:
         fit = fit_convex_bn(data, y, beta=float(beta), loss=loss, solver=solver, rank=rank, seed=seed, proof_seconds=proof_seconds)

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from problems import LOSSES, Problem, degenerate_data, grid, objective_after, program_of, random_problem, targets_for
+from conic_references import optimum_with_outputs
+from problems import LOSSES, Problem, best_of_lbfgs, degenerate_data, grid, objective_after, program_of, random_problem, targets_for
 
-from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
+from convexbn.arrangements import enumerate_arrangements
+from convexbn.fit import fit_convex_bn
+from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared
 from convexbn.network import recover
 from convexbn.program import Program
 from convexbn.solution import Solution, SolverUnavailable, Status
 from convexbn.solvers import ClosedForm, Conic
-from convexbn.whitening import Whitening
+from convexbn.whitening import Whitening, whiten
 
 SQUARE = {
     "two samples": degenerate_data()["two samples"],
@@ -179,3 +182,76 @@ def test_the_solution_says_how_it_was_found():
     solution, *_ = solved(random_problem(Squared(), 4, 6, 2))
     assert (solution.status, solution.solver) == (Status.OPTIMAL, "closed form")
     assert np.linalg.norm(solution.directions, axis=1) == pytest.approx(1.0, rel=1e-14)
+
+
+def one_hot(*counts: int) -> np.ndarray:
+    """Rows of classes of those sizes."""
+    return np.repeat(np.eye(len(counts)), counts, axis=0)
+
+
+DISJOINT = {
+    "one-hot": one_hot(1, 1, 2),
+    "two classes": one_hot(3, 1),
+    "an empty class": one_hot(2, 2, 0),
+    "a sample without a class": np.vstack([one_hot(2, 1), np.zeros(2)]),
+    "weights of both signs": one_hot(2, 2) * np.array([[1.0], [-2.0], [0.5], [3.0]]),
+}
+each_disjoint = pytest.mark.parametrize("Y", DISJOINT.values(), ids=list(DISJOINT))
+
+
+@each_disjoint
+@pytest.mark.parametrize("loss", [Squared(), Huber(0.7)], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("beta", [0.05, 0.8, 1.2])
+def test_several_outputs_reach_the_exact_optimum(Y: np.ndarray, loss: Loss, beta: float):
+    fit = fit_convex_bn(wide(4), Y, beta=beta, loss=loss)
+    basis = whiten(wide(4)).basis
+    exact = optimum_with_outputs(basis, Y, loss, beta, enumerate_arrangements(basis).active.astype(float))
+    assert fit.certificate.objective == pytest.approx(exact, rel=1e-6)
+    assert fit.certificate.relative_gap <= 1e-10
+    assert fit.certificate.evidence.value == "proved"
+    assert fit.solution.solver == ("closed form" if beta < fit.beta_max else "none, as beta is at least beta_max")
+
+
+@pytest.mark.parametrize("counts", [(5, 5, 5), (1, 4, 9), (2, 3, 0)])
+@fractions
+def test_one_hot_targets_have_the_explicit_network(counts: tuple[int, ...], fraction: float):
+    n, sizes = sum(counts), np.sqrt([count for count in counts if count])
+    beta = fraction * np.sqrt(max(counts))
+    X, Y = wide(n), one_hot(*counts)
+    fit = fit_convex_bn(X, Y, beta=beta)
+    assert fit.beta_max == pytest.approx(np.sqrt(max(counts)), rel=1e-10)
+    expected = sum(beta * size - beta**2 / 2 if size > beta else size**2 / 2 for size in sizes)
+    assert fit.certificate.objective == pytest.approx(expected, rel=1e-10)
+    assert fit.certificate.bound == pytest.approx(expected, rel=1e-10)
+    network = fit.network
+    assert network.neurons == np.sum(sizes > beta)
+    for w, g, a, v in zip(network.weights, network.gain, network.shift, network.outputs, strict=True):
+        c = int(np.argmax(v))
+        share, strength = counts[c] / n, np.sqrt(np.sqrt(counts[c]) - beta)
+        assert v == pytest.approx(strength * np.eye(len(counts))[c], rel=1e-9)
+        assert [g, a] == pytest.approx(strength * np.sqrt([1.0 - share, share]), rel=1e-9)
+        centred = (X - X.mean(axis=0)) @ w
+        by_hand = Y[:, c] - share
+        assert centred / np.linalg.norm(centred) == pytest.approx(by_hand / np.linalg.norm(by_hand), abs=1e-9)
+
+
+def test_training_on_one_hot_targets_never_ends_below_the_closed_form():
+    X, Y, beta = wide(6), one_hot(1, 2, 3), 0.3
+    optimum = fit_convex_bn(X, Y, beta=beta).certificate.objective
+    best = best_of_lbfgs(X, Y, Squared(), beta, width=10, starts=20, seed=0)
+    assert optimum * (1.0 - 1e-9) <= best <= 1.05 * optimum
+
+
+@pytest.mark.parametrize("name", ["centred", "signs", "soft", "softmax"])
+def test_several_outputs_without_a_closed_form_are_refused(name: str):
+    Y = one_hot(2, 2, 1)
+    targets = {"centred": Y - Y.mean(axis=0), "signs": 2.0 * Y - 1.0, "soft": 0.9 * Y + 0.1 / 3, "softmax": Y}[name]
+    loss = Softmax() if name == "softmax" else Squared()
+    program = Program(whiten(wide(5)).basis, targets, loss, 0.3, None)
+    with pytest.raises(SolverUnavailable, match="squared or Huber" if name == "softmax" else "one-hot, neither centred nor -1 and"):
+        ClosedForm().solve(program)
+
+
+def test_one_hot_targets_of_a_lower_rank_go_to_another_solver():
+    fit = fit_convex_bn(wide(8)[:, :2], one_hot(4, 4), beta=0.5, proof_seconds=0)
+    assert fit.solution.solver != "closed form"

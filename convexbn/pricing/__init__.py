@@ -15,6 +15,7 @@ from convexbn.pricing.everywhere import bound_by_relaxation, price_everywhere
 from convexbn.pricing.local import climb, distinct, evolve, local_search, random_directions
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
+from convexbn.pricing.square import known_price, price_square_outputs
 from convexbn.pricing.tree import bound_by_tree
 from convexbn.validation import FloatArray
 
@@ -30,11 +31,13 @@ __all__ = [
     "distinct",
     "evolve",
     "is_square",
+    "known_price",
     "local_search",
     "price_arrangements",
     "price_dual",
     "price_everywhere",
     "price_square",
+    "price_square_outputs",
     "random_directions",
 ]
 
@@ -54,6 +57,13 @@ def price_dual(basis: FloatArray, v: FloatArray, arrangements: Arrangements | No
 def _price_of_unit_size(basis: FloatArray, v: FloatArray, arrangements: Arrangements | None, seconds: float) -> Price:
     if is_square(basis, v):
         return price_square(basis, v)
+    if arrangements is None and basis.shape[0] == basis.shape[1]:
+        return known_price(basis, v) or _intersection(price_square_outputs(basis, v), price_everywhere(basis, v, seconds=seconds))
     if arrangements is None:
         return price_everywhere(basis, v, seconds=seconds)
     return price_arrangements(basis, v, arrangements.active)
+
+
+def _intersection(one: Price, other: Price) -> Price:
+    """The lower of two upper bounds, and the neurons with the higher worth."""
+    return replace(max(one, other, key=lambda price: price.lower), upper=min(one.upper, other.upper))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexbn.losses import Loss
-from convexbn.pricing import is_square
+from convexbn.losses import Huber, Loss, Squared
 from convexbn.program import Program
 from convexbn.solution import Solution, SolverUnavailable, Status
 from convexbn.validation import FloatArray
@@ -25,44 +24,54 @@ class ClosedForm:
     nu = (beta/p) / ||f||; nu ||f(nu)|| grows with nu, and a root finder gives it. For the squared loss it is f =
     (1 - beta/(p ||y||))_+ y on each group.
 
-    Source: Ergen et al. 2022 (the closed form for squared loss); the form for any loss is in `docs/theory.md`.
+    With several outputs, squared or Huber loss and targets of at most one entry other than 0 in a row, such as one-hot rows, each
+    column is solved so by itself: one neuron a class, w_c = (Pi X)^+ y_c. Not for centred targets, nor for -1 and +1.
+
+    Source: Ergen et al. 2022 (the closed forms for squared loss); the form for any loss is in `docs/theory.md`.
     """
 
     def solve(self, program: Program) -> Solution:
-        """The optimal neurons, at most two.
+        """The optimal neurons, at most two for each output.
 
         Raises
         ------
         SolverUnavailable
-            Where the centred data have a rank below n - 1.
+            Where the centred data have a rank below n - 1, or several outputs have no closed form.
         """
         start = time.perf_counter()
-        n, columns = program.basis.shape
-        if not is_square(program.basis, program.y):
-            raise SolverUnavailable(
-                f"solver 'closed form' needs centred data of rank n-1, here {n - 1}, not {columns - 1}: use solver='auto'"
-            )
-        pull = -program.loss.gradient(np.zeros(len(program.y)), program.y)
-        strength = program.beta / program.pooling.norm
-        groups = [(sign, _shrink(program.loss, program.y, strength, sign * pull > 0)) for sign in (1.0, -1.0)]
-        found = [(sign, f) for sign, f in groups if np.any(f)]
+        reason = obstacle(program.basis, program.y, program.loss)
+        if reason is not None:
+            raise SolverUnavailable(f"solver 'closed form' needs {reason}: use solver='auto'")
+        y = program.y.reshape(len(program.y), -1)
+        pull = -program.loss.gradient(np.zeros(program.y.shape), program.y).reshape(y.shape)
+        strength, norm = program.beta / program.pooling.norm, program.pooling.norm
+        signed = [(output, sign) for output in range(y.shape[1]) for sign in (1.0, -1.0)]
+        shrunk = [_shrink(program.loss, y[:, c], strength, sign * pull[:, c] > 0) for c, sign in signed]
+        found = [(c, f) for (c, _), f in zip(signed, shrunk, strict=True) if np.any(f)]
         active = [program.pooling.spread(np.abs(f)) for _, f in found]
-        directions = np.array([program.basis.T @ z / np.linalg.norm(z) for z in active]).reshape(-1, columns)
-        outputs = np.array([[sign * np.linalg.norm(f) / program.pooling.norm] for sign, f in found]).reshape(-1, 1)
-        predictions = np.sum([f for _, f in groups], axis=0)
-        dual = -program.loss.gradient(predictions, program.y)
+        directions = np.array([program.basis.T @ z / np.linalg.norm(z) for z in active]).reshape(-1, program.basis.shape[1])
+        outputs, predictions = np.zeros((len(found), y.shape[1])), np.zeros(y.shape)
+        for j, (c, f) in enumerate(found):
+            outputs[j, c] = np.sign(np.sum(f)) * np.linalg.norm(f) / norm
+            predictions[:, c] += f
+        dual = -program.loss.gradient(predictions.reshape(program.y.shape), program.y).reshape(y.shape)
+        # V = (beta/p) f / ||f|| on each group: exact also at the kinks of the loss, where its gradient says little.
+        for c, f in found:
+            dual[f != 0, c] = strength * f[f != 0] / np.linalg.norm(f)
         seconds = time.perf_counter() - start
-        return Solution(directions, outputs, Status.OPTIMAL, "closed form", dual=self._dual(strength, groups, dual), solve_seconds=seconds)
+        return Solution(directions, outputs, Status.OPTIMAL, "closed form", dual=dual.reshape(program.y.shape), solve_seconds=seconds)
 
-    @staticmethod
-    def _dual(strength: float, groups: list[tuple[float, FloatArray]], fallback: FloatArray) -> FloatArray:
-        """V = (beta / p) f / ||f|| on each group: exact also at the kinks of the loss, where its gradient says little."""
-        dual = fallback.copy()
-        for _, f in groups:
-            if np.any(f):
-                inside = f != 0
-                dual[inside] = strength * f[inside] / np.linalg.norm(f)
-        return dual
+
+def obstacle(basis: FloatArray, y: FloatArray, loss: Loss) -> str | None:
+    """What a closed form would need and hasn't got; None where there is one."""
+    n, columns = basis.shape
+    if n != columns:
+        return f"centred data of rank n-1, here {n - 1}, not {columns - 1}"
+    if y.ndim > 1 and not isinstance(loss, (Squared, Huber)):
+        return f"squared or Huber loss where there are several outputs, not {loss.name} loss"
+    if y.ndim > 1 and np.any(np.count_nonzero(y, axis=1) > 1):
+        return "rows of y with at most one entry other than 0 where there are several outputs (one-hot, neither centred nor -1 and +1)"
+    return None
 
 
 def _shrink(loss: Loss, y: FloatArray, beta: float, group: np.ndarray) -> FloatArray:

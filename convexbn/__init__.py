@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
 from convexbn.certificate import Certificate, Evidence, certify
+from convexbn.collapse import NeuralCollapse, neural_collapse
 from convexbn.export import from_torch, to_torch
+from convexbn.features import random_layers
 from convexbn.fit import Fit, beta_max, fit_convex_bn
 from convexbn.gated import GatedFit, GatedNetwork, GatedProgram, GatedSolution, GatedSolver, fit_gated_bn
 from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared
 from convexbn.network import Network, neurons_of, recover
+from convexbn.patches import Patches, Pooling
 from convexbn.path import Path, fit_path
 from convexbn.program import Program
 from convexbn.pruning import prune_network
@@ -50,7 +53,10 @@ __all__ = [
     "Logistic",
     "Loss",
     "Network",
+    "NeuralCollapse",
+    "Patches",
     "Path",
+    "Pooling",
     "Program",
     "SlidingFrankWolfe",
     "Softmax",
@@ -69,8 +75,10 @@ __all__ = [
     "fit_gated_bn",
     "fit_path",
     "from_torch",
+    "neural_collapse",
     "neurons_of",
     "prune_network",
+    "random_layers",
     "recover",
     "sample_arrangements",
     "to_torch",

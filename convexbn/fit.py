@@ -14,6 +14,7 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
 from convexbn.certificate import Certificate, certify_on
 from convexbn.export import to_torch
+from convexbn.features import Features, extract, stack
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover
 from convexbn.patches import NO_POOLING, Patches, Pooling, check_images
@@ -51,6 +52,7 @@ class Fit:
     whitening : the basis and the way back to raw weights
     beta_max : the smallest beta with the zero network as optimum, over the program's arrangements
     seconds : time of each stage
+    features : what stands below the last two layers; `network` and `certificate` are those of features(X)
     """
 
     network: Network
@@ -60,17 +62,19 @@ class Fit:
     whitening: Whitening
     beta_max: float
     seconds: Mapping[str, float] = field(repr=False)
+    features: Features | None = None
 
     def predict(self, X: npt.ArrayLike) -> FloatArray:
         """Outputs (k,), or (k, C), for the rows of X (k, d), or for k images, with the training statistics.
 
         For logistic and hinge loss their sign is the label, for softmax loss the largest one.
         """
-        return self.network.predict(X)
+        return self.network.predict(extract(self.features, X))
 
     def to_torch(self, *, dtype: torch.dtype | None = None) -> torch.nn.Sequential:
-        """The network as a plain PyTorch module: see `convexbn.to_torch`."""
-        return to_torch(self.network, dtype=dtype)
+        """The network as a plain PyTorch module: see `convexbn.to_torch`. With features it is Sequential(features, *layers)."""
+        head = to_torch(self.network, dtype=dtype)
+        return head if self.features is None else stack(self.features, head)
 
     def __str__(self) -> str:
         program, certificate = self.program, self.certificate
@@ -113,6 +117,7 @@ def fit_convex_bn(
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
     pooling: str = "average",
+    features: Features | None = None,
     verbose: bool = False,
 ) -> Fit:
     """Train a two-layer ReLU network with batch normalisation and weight decay to the optimum of
@@ -123,7 +128,8 @@ def fit_convex_bn(
     has no epsilon (`docs/conventions.md` has PyTorch's scaling beside it). Source: Ergen et al. 2022.
 
     With `patch` the first layer is a convolution of images, X w_j runs over all their K n patches, whose statistics BN takes, and
-    the K activations of an image are averaged or summed.
+    the K activations of an image are averaged or summed. With `features` the network is a deep one: features(X) takes the place of
+    X, and the last two layers are optimal for these features. Where they have rank n - 1 no depth and no other features do better.
 
     Parameters
     ----------
@@ -145,6 +151,7 @@ def fit_convex_bn(
     patch, stride, padding : of the convolution, as `kernel_size`, `stride` and `padding` (with zeros) in PyTorch's Conv2d; one
         number stands for height and width. The memory is that of all patches, n K rows: see `Patches.rows`
     pooling : "average" or "sum", over the patches of an image
+    features : a torch.nn.Module, trained or random (`random_layers`), or a function of X; it runs in `eval()` and is not trained
     verbose : show each stage
 
     Raises
@@ -156,8 +163,9 @@ def fit_convex_bn(
     """
     seconds: dict[str, float] = {}
     with _stage("whiten", seconds, verbose):
-        patches = _patches(X, patch, stride, padding, pooling)
-        data, the_loss, targets, whitening = _prepare(X, y, loss, patches, rank)
+        read = extract(features, X)
+        patches = _patches(read, patch, stride, padding, pooling)
+        data, the_loss, targets, whitening = _prepare(read, y, loss, patches, rank)
         pool = patches.pooling if patches is not None else NO_POOLING
     with _stage("arrange", seconds, verbose):
         check_word(arrangements)
@@ -174,7 +182,7 @@ def fit_convex_bn(
         certificate = certify_on(
             whitening, data, targets, network, beta=strength, loss=the_loss, arrangements=chosen, dual=solution.dual, seconds=proof_seconds
         )
-    return Fit(network, certificate, solution, program, whitening, largest, seconds)
+    return Fit(network, certificate, solution, program, whitening, largest, seconds, features)
 
 
 def beta_max(

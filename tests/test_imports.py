@@ -17,7 +17,7 @@ ROOT = Path(convexbn.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path for path in ROOT.rglob("*.py")}
 FLOORS = [
     ["validation", "progress", "threads"],
-    ["losses", "arrangements", "whitening", "patches"],
+    ["losses", "arrangements", "whitening", "patches", "features", "collapse"],
     ["program", "network", "pricing", "smoothing", "checkpoint"],
     ["solution", "pruning"],
     ["solvers", "certificate", "export", "training", "datasets"],
@@ -28,7 +28,12 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 APART = {"training", "datasets"}  # imported by none of the others
-HOMES = {"cvxpy": {"solvers.conic"}, "matplotlib": {"path"}, "sklearn": {"estimators"}, "torch": {"export", "gated", "solvers", "training"}}
+HOMES = {
+    "cvxpy": {"solvers.conic"},
+    "matplotlib": {"path"},
+    "sklearn": {"estimators"},
+    "torch": {"export", "features", "gated", "solvers", "training"},
+}
 EVERYWHERE = {*sys.stdlib_module_names, "numpy", "scipy", "rich", "threadpoolctl"}
 HEAVY = ["torch", "cvxpy", "sklearn", "scipy.optimize", "rich", "matplotlib", "pandas"]
 

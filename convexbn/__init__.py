@@ -18,6 +18,7 @@ from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared
 from convexbn.network import Network, neurons_of, recover
 from convexbn.patches import Patches, Pooling
 from convexbn.path import Path, fit_path
+from convexbn.post_bn import PostFit, certify_post_bn, fit_post_bn
 from convexbn.program import Program
 from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, SolverError, SolverUnavailable, Status
@@ -57,6 +58,7 @@ __all__ = [
     "Patches",
     "Path",
     "Pooling",
+    "PostFit",
     "Program",
     "SlidingFrankWolfe",
     "Softmax",
@@ -69,11 +71,13 @@ __all__ = [
     "Whitening",
     "beta_max",
     "certify",
+    "certify_post_bn",
     "count_arrangements",
     "enumerate_arrangements",
     "fit_convex_bn",
     "fit_gated_bn",
     "fit_path",
+    "fit_post_bn",
     "from_torch",
     "neural_collapse",
     "neurons_of",

@@ -148,6 +148,8 @@ def certify_on(
 ) -> Certificate:
     """`certify` on checked data and targets with their whitening, of which only what is verified here is believed."""
     check_positive(beta, "beta")
+    if network.relu_first:
+        raise InputError("network has its batch normalisation after the ReLU: use convexbn.certify_post_bn")
     if not all(np.isfinite(part).all() for part in (network.weights, network.gain, network.shift, network.outputs)):
         raise InputError("network holds NaN or infinity, so its training diverged: lower the learning rate and train again")
     _check_basis(whitening, data)
@@ -230,7 +232,7 @@ class _Judge:
         """-L*(-t V) with t h(V) <= beta, and the estimate that goes with it."""
         v = -self.loss.project(-candidate, self.y)
         price = price_dual(self.basis, self.pooling.spread(v), self.arrangements, seconds=self.patience)
-        estimate = self._best_scale(v, max(price.lower, self._own(v)))[1]
+        estimate = best_scale(self.loss, self.y, self.beta, v, max(price.lower, self._own(v)))[1]
         if self.best is None or estimate > self.best_estimate:
             self.best_estimate, self.best = estimate, (v, price)
         return self.scaled(v, price)
@@ -238,7 +240,7 @@ class _Judge:
     def scaled(self, v: FloatArray, price: Price) -> _Bound:
         """The bound of v; the network's own neurons count in its price, so that the bound can't pass the network's objective."""
         price = replace(price, upper=max(price.upper, self._own(v)))
-        scale, proved = self._best_scale(v, price.upper)
+        scale, proved = best_scale(self.loss, self.y, self.beta, v, price.upper)
         return _Bound(proved, v, scale * v, price)
 
     def tightened(self, found: _Bound, objective: float, seconds: float) -> _Bound:
@@ -284,19 +286,20 @@ class _Judge:
         worths = np.linalg.norm(self.activations.T @ v.reshape(len(v), -1), axis=1)
         return float(np.max(worths / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
 
-    def _best_scale(self, v: FloatArray, price: float) -> tuple[float, float]:
-        """The t >= 0 with t `price` <= beta and a large -L*(-t v), and that value: concave in t, and any t is valid."""
-        from scipy.optimize import minimize_scalar
 
-        top = self.beta / price if price > 0 else 1.0
+def best_scale(loss: Loss, y: FloatArray, beta: float, v: FloatArray, price: float) -> tuple[float, float]:
+    """The t >= 0 with t `price` <= beta and a large -L*(-t v), and that value: concave in t, and any t is valid."""
+    from scipy.optimize import minimize_scalar
 
-        def value(t: float) -> float:
-            with np.errstate(over="ignore"):  # for beta far beyond beta_max the largest scale overflows, to minus infinity
-                return -self.loss.conjugate(-t * v, self.y)
+    top = beta / price if price > 0 else 1.0
 
-        inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded").x if top > 0 else 0.0
-        best = max((0.0, float(inner), min(1.0, top), top), key=value)
-        return best, value(best)
+    def value(t: float) -> float:
+        with np.errstate(over="ignore"):  # for beta far beyond beta_max the largest scale overflows, to minus infinity
+            return -loss.conjugate(-t * v, y)
+
+    inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded").x if top > 0 else 0.0
+    best = max((0.0, float(inner), min(1.0, top), top), key=value)
+    return best, value(best)
 
 
 def _check_basis(whitening: Whitening, data: FloatArray) -> None:

@@ -24,7 +24,7 @@ def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.
     """Return Sequential(Linear(d, m, bias=False), BatchNorm1d(m), ReLU(), Linear(m, C, bias=False)) with the network's function.
 
     A network on patches becomes Sequential(Conv2d, BatchNorm2d, ReLU, AdaptiveAvgPool2d, Flatten, Linear); where it sums over them,
-    the number of patches is in the last weights.
+    the number of patches is in the last weights. With `relu_first` the ReLU stands before BatchNorm1d.
 
     In `eval()` it equals `Network.predict`; in `train()` it does so on the full training batch. With lambda = beta, its weight-decay
     objective is L + (beta n / 2)(||weight||^2 + ||bias||^2) of the BatchNorm1d + (beta / 2) ||W_2||^2, equal to the network's, but for sum
@@ -45,15 +45,16 @@ def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.
 
     dtype = torch.float64 if dtype is None else dtype
     model, n = _layers(network).to(dtype), network.samples
+    norm = next(k for k, layer in enumerate(model) if hasattr(layer, "running_var"))
     stretch = DEVIATION * np.sqrt(n) / network.norm
     variance = np.full(len(stretch), DEVIATION**2)
-    correction = np.sqrt(1.0 + model[1].eps / variance)
+    correction = np.sqrt(1.0 + model[norm].eps / variance)
     values = {
         "0.weight": (network.weights * stretch[:, None]).reshape(model[0].weight.shape),
-        "1.weight": network.gain / np.sqrt(n) * correction,
-        "1.bias": network.shift / np.sqrt(n),
-        "1.running_mean": network.centre * stretch,
-        "1.running_var": variance,
+        f"{norm}.weight": network.gain / np.sqrt(n) * correction,
+        f"{norm}.bias": network.shift / np.sqrt(n),
+        f"{norm}.running_mean": network.centre * stretch,
+        f"{norm}.running_var": variance,
         f"{len(model) - 1}.weight": network.outputs.T * (network.pooling.patches * network.pooling.weight),
     }
     state = model.state_dict()
@@ -73,6 +74,8 @@ def _layers(network: Network) -> torch.nn.Sequential:
 
     (width, features), outputs, patches = network.weights.shape, network.outputs.shape[1], network.patches
     last = nn.Linear(width, outputs, bias=False)
+    if network.relu_first:
+        return nn.Sequential(nn.Linear(features, width, bias=False), nn.ReLU(), nn.BatchNorm1d(width), last)
     if patches is None:
         return nn.Sequential(nn.Linear(features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), last)
     first = nn.Conv2d(patches.image[0], width, patches.size, patches.stride, patches.padding, bias=False)
@@ -84,12 +87,13 @@ def from_torch(model: Any, X: npt.ArrayLike) -> Network:
     Sequential(Conv2d, BatchNorm2d, ReLU, AdaptiveAvgPool2d(1), Flatten, Linear) with those of all patches of images X (n, c, h, w).
 
     The gain is g = sqrt(n) weight sqrt(var / (var + eps)), so that the network is the model in training mode on X, eps included.
-    A bias of the first layer has no effect and is dropped. The result can be certified: how far from optimal is it?
+    A bias of the first layer has no effect and is dropped. Sequential(Linear, ReLU, BatchNorm1d, Linear) is read too, as a network
+    with `relu_first`; there the first layer may have no bias. The result can be certified: how far from optimal is it?
 
     Raises
     ------
     InputError
-        For another architecture, an affine-free normalisation, or an output bias other than 0.
+        For another architecture, an affine-free normalisation, or a bias other than 0 that these networks don't have.
     """
     import torch
 
@@ -99,13 +103,19 @@ def from_torch(model: Any, X: npt.ArrayLike) -> Network:
     if last.bias is not None and bool((last.bias != 0).any()):
         raise InputError("model has an output bias, which these networks don't have: train the last Linear with bias=False")
 
+    after = isinstance(model[1], torch.nn.ReLU)
+    if after and first.bias is not None and bool((first.bias != 0).any()):
+        raise InputError(
+            "model has a bias before its ReLU, which these networks don't have: append a column of ones to X, and use bias=False"
+        )
+
     def array(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
         return tensor.detach().cpu().numpy().astype(np.float64)
 
     patches = _patches(first, X) if isinstance(first, torch.nn.Conv2d) else None
     weights, outputs = array(first.weight).reshape(len(first.weight), -1), array(last.weight).T
     ones, zeros = np.ones(len(weights)), np.zeros(len(weights))
-    plain = Network(weights, zeros, ones, ones, zeros, outputs, 0, patches).on(X)
+    plain = Network(weights, zeros, ones, ones, zeros, outputs, 0, patches, after).on(X)
     n = plain.samples
     variance = plain.norm**2 / n
     gain = plain.gain * np.sqrt(n) * array(norm.weight) * np.sqrt(variance / (variance + norm.eps))
@@ -113,17 +123,18 @@ def from_torch(model: Any, X: npt.ArrayLike) -> Network:
 
 
 def _known(model: Any) -> tuple[Any, Any, Any]:
-    """First layer, normalisation and last layer of the two architectures that can be read."""
+    """First layer, normalisation and last layer of the architectures that can be read."""
     from torch import nn
 
     plain = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear)
+    after = (nn.Linear, nn.ReLU, nn.BatchNorm1d, nn.Linear)
     convolution = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
     layers = list(model) if isinstance(model, nn.Sequential) else []
-    for kinds in (plain, convolution):
+    for kinds in (plain, after, convolution):
         if len(layers) == len(kinds) and all(map(isinstance, layers, kinds)):
-            return layers[0], layers[1], layers[-1]
+            return layers[0], next(layer for layer in layers if hasattr(layer, "running_var")), layers[-1]
     raise InputError(
-        "model must be nn.Sequential(Linear, BatchNorm1d, ReLU, Linear) or "
+        "model must be nn.Sequential(Linear, BatchNorm1d, ReLU, Linear), the same with the ReLU first, or "
         "nn.Sequential(Conv2d, BatchNorm2d, ReLU, AdaptiveAvgPool2d, Flatten, Linear): rebuild it in that form"
     )
 

@@ -23,6 +23,9 @@ class Network:
     With `patches` it is a convolution: x runs over the K patches of an image, batch statistics are those of all n patches of the
     training images, and the K values of (.)_+ are summed or averaged before they meet v_j.
 
+    With `relu_first` batch normalisation follows the ReLU, f(X) = sum_j BN_{g_j,a_j}( (X w_j)_+ ) v_j^T, and c_j and n_j are the
+    statistics of (X w_j)_+; the scale of w_j is free there too, but not its sign.
+
     Attributes
     ----------
     weights : (m, d) the w_j, in 1 / unit of X; their scale is free
@@ -33,6 +36,7 @@ class Network:
     outputs : (m, C) the v_j
     samples : n, the number of training samples, of patches where there are any
     patches : how images are cut into rows and pooled; None for data that are rows themselves
+    relu_first : whether batch normalisation follows the ReLU
     """
 
     weights: FloatArray
@@ -43,6 +47,7 @@ class Network:
     outputs: FloatArray
     samples: int
     patches: Patches | None = None
+    relu_first: bool = False
 
     @property
     def pooling(self) -> Pooling:
@@ -65,11 +70,15 @@ class Network:
         return rows
 
     def hidden(self, X: npt.ArrayLike) -> FloatArray:
-        """The normalised pre-activations g_j (w_j^T x - c_j) / n_j + a_j / sqrt(n), shape (k, m), of the rows of X (k, d)."""
-        rows = self.rows(X, samples=1)
-        normalised = (rows @ self.weights.T - self.centre) / self.norm
+        """What batch normalisation gives for the rows of X (k, d), g_j (w_j^T x - c_j) / n_j + a_j / sqrt(n), shape (k, m)."""
+        normalised = (self._products(self.rows(X, samples=1)) - self.centre) / self.norm
         hidden: FloatArray = normalised * self.gain + self.shift / np.sqrt(self.samples)
         return hidden
+
+    def _products(self, rows: FloatArray) -> FloatArray:
+        """What batch normalisation reads, shape (k, m)."""
+        products: FloatArray = rows @ self.weights.T
+        return np.maximum(products, 0.0) if self.relu_first else products
 
     def predict(self, X: npt.ArrayLike) -> FloatArray:
         """Outputs for the rows of X (k, d), or k images, with the training statistics: shape (k,) for one output, else (k, C)."""
@@ -78,7 +87,8 @@ class Network:
 
     def activations(self, X: npt.ArrayLike) -> FloatArray:
         """(.)_+ of the hidden layer, pooled where there are patches: the features that the last layer reads, shape (k, m)."""
-        return self.pooling.pool(np.maximum(self.hidden(X), 0.0))
+        hidden = self.hidden(X)
+        return hidden if self.relu_first else self.pooling.pool(np.maximum(hidden, 0.0))
 
     def penalty(self) -> float:
         """(1/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 ): times beta, the weight decay. The w_j cost nothing, as their scale is free."""
@@ -87,7 +97,7 @@ class Network:
     def on(self, X: npt.ArrayLike) -> Network:
         """The same network with the batch statistics of X (n, d): what batch normalisation computes in training mode."""
         rows = self.rows(X)
-        products = rows @ self.weights.T
+        products = self._products(rows)
         centre = products.mean(axis=0)
         norm = np.linalg.norm(products - centre, axis=0)
         constant = norm <= CONSTANT_COLUMN * np.max(np.abs(products), axis=0, initial=0.0) * np.sqrt(len(rows))

@@ -21,7 +21,7 @@ FLOORS = [
     ["program", "network", "pricing", "smoothing", "checkpoint"],
     ["solution", "pruning"],
     ["solvers", "certificate", "export", "training", "datasets"],
-    ["fit", "gated"],
+    ["fit", "gated", "post_bn"],
     ["path"],
     ["estimators"],
     [""],  # convexbn itself
@@ -29,7 +29,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 APART = {"training", "datasets"}  # imported by none of the others
 HOMES = {
-    "cvxpy": {"solvers.conic"},
+    "cvxpy": {"post_bn.conic", "solvers.conic"},
     "matplotlib": {"path"},
     "sklearn": {"estimators"},
     "torch": {"export", "features", "gated", "solvers", "training"},

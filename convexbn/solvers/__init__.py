@@ -1,7 +1,7 @@
 """One file a method; each is a frozen record of settings with `solve(program) -> Solution`."""
 
-from convexbn.solvers.closed_form import ClosedForm, obstacle
+from convexbn.solvers.closed_form import ClosedForm, obstacle, shrink
 from convexbn.solvers.conic import Conic
 from convexbn.solvers.sliding import SlidingFrankWolfe
 
-__all__ = ["ClosedForm", "Conic", "SlidingFrankWolfe", "obstacle"]
+__all__ = ["ClosedForm", "Conic", "SlidingFrankWolfe", "obstacle", "shrink"]

@@ -46,7 +46,7 @@ class ClosedForm:
         pull = -program.loss.gradient(np.zeros(program.y.shape), program.y).reshape(y.shape)
         strength, norm = program.beta / program.pooling.norm, program.pooling.norm
         signed = [(output, sign) for output in range(y.shape[1]) for sign in (1.0, -1.0)]
-        shrunk = [_shrink(program.loss, y[:, c], strength, sign * pull[:, c] > 0) for c, sign in signed]
+        shrunk = [shrink(program.loss, y[:, c], strength, sign * pull[:, c] > 0) for c, sign in signed]
         found = [(c, f) for (c, _), f in zip(signed, shrunk, strict=True) if np.any(f)]
         active = [program.pooling.spread(np.abs(f)) for _, f in found]
         directions = np.array([program.basis.T @ z / np.linalg.norm(z) for z in active]).reshape(-1, program.basis.shape[1])
@@ -74,7 +74,7 @@ def obstacle(basis: FloatArray, y: FloatArray, loss: Loss) -> str | None:
     return None
 
 
-def _shrink(loss: Loss, y: FloatArray, beta: float, group: np.ndarray) -> FloatArray:
+def shrink(loss: Loss, y: FloatArray, beta: float, group: np.ndarray) -> FloatArray:
     """The minimiser of L(f, y) + beta ||f|| over f that vanishes outside of `group`, shape (n,)."""
     from scipy.optimize import brentq
 

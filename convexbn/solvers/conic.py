@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,15 +94,12 @@ class Conic:
         problem, link = _formulate(cp, program, unit, f, weights)
         formulated = time.perf_counter() - started
         status, best = Status.NUMERICAL, None
-        for settings in ATTEMPTS.get(self.name, ({},)):
-            status = self._attempt(cp, problem, {**settings, **self.options})
+        for status in self.attempts(problem):
             if weights.value is not None and status in self.accept:
                 found = _neurons(unit * weights.value.reshape(-1, program.basis.shape[1]))
                 dual = None if link.dual_value is None else unit * link.dual_value
                 value = _objective(program, *found)
                 best = (value, status, found, dual) if best is None or value < best[0] else best
-            if status not in (Status.NUMERICAL, Status.INACCURATE):
-                break
         seconds = time.perf_counter() - started
         if best is None:
             raise SolverError(f"{self.name}: {status.value} (it said {problem.status!r})", status)
@@ -118,6 +115,16 @@ class Conic:
             compile_seconds=compiled,
             solve_seconds=seconds - compiled,
         )
+
+    def attempts(self, problem: Any) -> Iterator[Status]:
+        """Solve a CVXPY problem with one setting after the other, as long as they break down or end inaccurate."""
+        import cvxpy as cp
+
+        for settings in ATTEMPTS.get(self.name, ({},)):
+            status = self._attempt(cp, problem, {**settings, **self.options})
+            yield status
+            if status not in (Status.NUMERICAL, Status.INACCURATE):
+                return
 
     def _attempt(self, cp: Any, problem: Any, settings: Mapping[str, Any]) -> Status:
         try:

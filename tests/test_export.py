@@ -196,7 +196,7 @@ def other_modules() -> dict[str, tuple[object, str]]:
         "no model": (None, "rebuild"),
         "missing normalisation": (nn.Sequential(linear, relu, last), "rebuild"),
         "another activation": (nn.Sequential(linear, norm, nn.Tanh(), last), "rebuild"),
-        "normalisation last": (nn.Sequential(linear, relu, norm, last), "rebuild"),
+        "activation first": (nn.Sequential(relu, linear, norm, last), "rebuild"),
         "one layer more": (nn.Sequential(linear, norm, relu, last, nn.ReLU()), "rebuild"),
         "no gains": (nn.Sequential(linear, nn.BatchNorm1d(5, affine=False), relu, last), "affine=True"),
         "output bias": (nn.Sequential(linear, norm, relu, nn.Linear(5, 1)), "bias=False"),

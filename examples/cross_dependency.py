@@ -87,30 +87,35 @@ def draw(losses: list[float], results: dict[str, np.ndarray], path: Path) -> Non
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.6), layout="constrained", sharex=True, sharey="row")
+    plt.rcParams.update({"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(2, 2, figsize=(11.5, 8.6), layout="constrained", sharex=True, sharey="row")
     colours = plt.get_cmap("coolwarm")(np.linspace(0.0, 1.0, LAYERS))
     colours[CENTRE] = (0.15, 0.15, 0.15, 1.0)
     for column, kind in enumerate(results):
         for row in range(2):
             draw_panel(axes[row, column], losses, results[kind][:, row], colours)
-        axes[0, column].set_title(KINDS[kind], loc="left", fontsize=10.5)
+        axes[0, column].set_title(KINDS[kind], loc="left", fontsize=12)
         axes[1, column].set_xlabel("loss, falling as training goes on")
     axes[0, 0].set_ylabel(r"$\|\partial^2 f/\partial W_4\partial W_i\|$")
     axes[1, 0].set_ylabel(r"$\|W_4\|\,\|W_i\|\,\|\partial^2 f/\partial W_4\partial W_i\|$, free of scale")
     axes[0, 0].invert_xaxis()
-    axes[0, 0].legend(fontsize=8.5, frameon=False, ncols=2, loc="upper right")
+    figure.suptitle("With batch normalisation dependencies of layers begin higher and fall faster", fontsize=13, weight="bold")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=LAYERS, frameon=False, columnspacing=1.2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def draw_panel(panel: Any, losses: list[float], values: np.ndarray, colours: np.ndarray) -> None:
     """Medians over the seeds, shape (seeds, losses, layers), with their range."""
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     for i in range(LAYERS):
         panel.loglog(losses, np.median(values[..., i], axis=0), color=colours[i], lw=1.8, marker="o", ms=3, label=NAMES[i])
         panel.fill_between(losses, values[..., i].min(axis=0), values[..., i].max(axis=0), color=colours[i], alpha=0.1, lw=0)
     panel.set_xticks(losses, [f"{loss:g}" for loss in losses])
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panel.minorticks_off()
     panel.grid(alpha=0.25, lw=0.5)
 

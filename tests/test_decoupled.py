@@ -12,6 +12,7 @@ from torch import nn
 
 from convexbn import InputError
 from convexbn.training.decoupled import DecoupledSGD, normalised_pairs
+from convexbn.training.full_norm import convert_batch_norm
 from convexbn.training.gdnp import train_gdnp
 from convexbn.training.halfspaces import empirical_halfspaces
 
@@ -122,15 +123,16 @@ def test_plain_descent_depends_on_that_scale():
 
 
 @every_model
-def test_a_step_is_that_of_plain_descent_from_normalised_weights(name):
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_step_is_that_of_plain_descent_from_normalised_weights(name, decay):
     ours, plain = MODELS[name][0](), MODELS[name][0]()
-    optimiser = DecoupledSGD(ours, 0.2, length_lr=0.1, lr=0.05)
+    optimiser = DecoupledSGD(ours, 0.2, length_lr=0.1, lr=0.05, weight_decay=decay)
     weights = [layer.weight for layer, _ in normalised_pairs(plain)]
     lengths = [norm.weight for _, norm in normalised_pairs(plain)]
     special = {id(p) for p in weights + lengths}
     rest = [p for p in plain.parameters() if id(p) not in special]
-    groups = [{"params": weights, "lr": 0.2}, {"params": lengths, "lr": 0.1}, {"params": rest, "lr": 0.05}]
-    reference = torch.optim.SGD(groups, lr=1.0)
+    groups = [{"params": weights, "lr": 0.2, "weight_decay": 0.0}, {"params": lengths, "lr": 0.1}, {"params": rest, "lr": 0.05}]
+    reference = torch.optim.SGD(groups, lr=1.0, weight_decay=decay)
     closure, (x, y) = closure_of(plain, reference, *batch(name)), batch(name)
     for _ in range(5):
         for weight in weights:
@@ -258,6 +260,13 @@ def test_pairs_are_those_of_the_forward_pass():
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
 
 
+def test_pairs_of_full_normalisation_are_found_and_trained():
+    model = convert_batch_norm(convolutional())
+    assert normalised_pairs(model) == [(model.first, model.first_norm), (model.second, model.second_norm)]
+    values = losses(model, DecoupledSGD(model, 0.3), "convolutional", 15)
+    assert values[-1] < 0.9 * values[0]
+
+
 def test_a_layer_whose_scale_has_an_effect_is_no_pair():
     class Skip(nn.Module):
         def __init__(self) -> None:
@@ -301,6 +310,7 @@ def test_bad_input_names_the_argument():
         (lambda: DecoupledSGD(model, 0.0), "direction_lr = 0.0"),
         (lambda: DecoupledSGD(model, 0.1, length_lr=-1.0), "length_lr = -1.0"),
         (lambda: DecoupledSGD(model, 0.1, momentum=1.0), "momentum = 1.0"),
+        (lambda: DecoupledSGD(model, 0.1, weight_decay=-1.0), "weight_decay = -1.0"),
         (lambda: DecoupledSGD(model, 0.1, length_steps=0), "length_steps = 0"),
         (lambda: DecoupledSGD(model, 0.1, pairs=[(norm, linear)]), r"pairs has \(BatchNorm1d, Linear\)"),
         (lambda: DecoupledSGD(model, 0.1, pairs=[(linear, model[4])]), "pairs has a layer of 6"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Node, symbolic_trace
+from torch.fx import Node, Tracer
 
 from convexbn.validation import InputError, check_count, check_positive
 
@@ -38,6 +39,7 @@ class DecoupledSGD(torch.optim.Optimizer):
     direction_lr : of the directions; without unit, roughly the angle in radian for a gradient of 1
     length_lr, lr : of the lengths and of the remaining parameters; None takes `direction_lr`
     momentum : in [0, 1), for all of them; that of a direction is kept orthogonal to it
+    weight_decay : lambda of (lambda/2) ||p||^2 for lengths and remaining parameters; the norm of a direction has no effect to decay
     length_steps : steps of the lengths for each `step`, which then needs a closure; the first one moves everything
     pairs : (layer, batch normalisation) modules; None finds them by `normalised_pairs`
     remaining : the other parameters to move; None stands for all that require a gradient
@@ -59,6 +61,7 @@ class DecoupledSGD(torch.optim.Optimizer):
         length_lr: float | None = None,
         lr: float | None = None,
         momentum: float = 0.0,
+        weight_decay: float = 0.0,
         length_steps: int = 1,
         pairs: Sequence[Pair] | None = None,
         remaining: Iterable[torch.Tensor] | None = None,
@@ -68,6 +71,8 @@ class DecoupledSGD(torch.optim.Optimizer):
             raise InputError("model has no linear or convolutional layer followed by batch normalisation: take torch.optim.SGD")
         if not 0.0 <= momentum < 1.0:
             raise InputError(f"momentum = {momentum} is not in [0, 1): pass for instance 0.9")
+        if not 0.0 <= weight_decay < math.inf:
+            raise InputError(f"weight_decay = {weight_decay} is negative or not finite: pass for instance 1e-4")
         check_count(length_steps, "length_steps")
         directions = [layer.weight for layer, _ in found]
         lengths = [norm.weight for _, norm in found if norm.weight is not None]
@@ -80,10 +85,12 @@ class DecoupledSGD(torch.optim.Optimizer):
         given = {"direction_lr": direction_lr, "length_lr": length_lr, "lr": lr}
         rates = [check_positive(direction_lr if rate is None else rate, name) for name, rate in given.items()]
         groups = [
-            {"params": parameters, "lr": rate, "role": role, "steps": length_steps if role == "length" else 1}
+            {"params": parameters, "lr": rate, "role": role}
             for parameters, rate, role in zip((directions, lengths, rest), rates, ROLES, strict=True)
         ]
-        super().__init__(groups, {"lr": rates[2], "momentum": momentum, "role": "remaining", "steps": 1})
+        groups[0]["weight_decay"], groups[1]["steps"] = 0.0, length_steps
+        defaults = {"lr": rates[2], "momentum": momentum, "weight_decay": weight_decay, "role": "remaining", "steps": 1}
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -115,9 +122,12 @@ class DecoupledSGD(torch.optim.Optimizer):
 
     def _move(self, group: dict[str, Any]) -> None:
         for parameter in group["params"]:
-            if parameter.grad is not None:
-                turn = _turned if group["role"] == "direction" else _shifted
-                turn(parameter, self.state[parameter], group["lr"], group["momentum"])
+            if parameter.grad is None:
+                continue
+            if group["role"] == "direction":
+                _turned(parameter, self.state[parameter], group["lr"], group["momentum"])
+            else:
+                _shifted(parameter, self.state[parameter], group["lr"], group["momentum"], group["weight_decay"])
 
 
 def _evaluated(closure: Callable[[], Any] | None) -> Any:
@@ -141,9 +151,9 @@ def _turned(weight: torch.Tensor, state: dict[str, Any], rate: float, momentum: 
     weight.copy_(norm * moved / torch.where(size > 0, size, 1.0))
 
 
-def _shifted(parameter: torch.Tensor, state: dict[str, Any], rate: float, momentum: float) -> None:
+def _shifted(parameter: torch.Tensor, state: dict[str, Any], rate: float, momentum: float, decay: float) -> None:
     assert parameter.grad is not None
-    velocity = parameter.grad
+    velocity = parameter.grad + decay * parameter
     if momentum:
         velocity = velocity + momentum * state.get("velocity", torch.zeros_like(parameter))
         state["velocity"] = velocity
@@ -159,10 +169,17 @@ def _tangent(unit: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return vector - _inner(unit, vector) * unit
 
 
+class _Tracer(Tracer):
+    """Looks into no layer and no batch normalisation, subclasses such as full normalisation included."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, LAYERS + NORMS) or super().is_leaf_module(m, module_qualified_name)
+
+
 def normalised_pairs(model: nn.Module) -> list[Pair]:
     """The (layer, batch normalisation) modules of a model whose layer feeds the batch normalisation and nothing else.
 
-    Read from the graph that `torch.fx.symbolic_trace` finds, so the order in which modules are defined doesn't matter. Layers
+    Read from the graph that `torch.fx` finds, so the order in which modules are defined doesn't matter. Layers
     that are called or share their weight more than once are left out, as their scale can have an effect.
 
     Parameters
@@ -175,7 +192,7 @@ def normalised_pairs(model: nn.Module) -> list[Pair]:
         For a model whose forward pass depends on its data and can't be traced.
     """
     try:
-        nodes = list(symbolic_trace(model).graph.nodes)
+        nodes = list(_Tracer().trace(model).nodes)
     except Exception as error:  # whatever the model's own code raises on a proxy
         raise InputError(f"model can't be traced ({error}): give its pairs of a layer and a batch normalisation") from error
     modules = dict(model.named_modules(remove_duplicate=False))

@@ -41,7 +41,7 @@ def has_statistics(method: str) -> bool:
 def network(method: str, images: Tensor, seeds: int = 1) -> nn.Sequential:
     """Three convolutions and a linear layer, all but the last normalised, from (N, seeds channels, side, side) to (N, 10 seeds, 1, 1).
 
-    Every method has the same initial weights. Images of 32 x 32 pass a block more, which makes them (N, 8 seeds, 8, 8).
+    Every method has the same initial weights. Images of 32 x 32 pass a convolution of patches first, to (N, 8 seeds, 8, 8).
     """
     torch.manual_seed(0)
     channels, side = images.shape[1:3]
@@ -55,7 +55,7 @@ def network(method: str, images: Tensor, seeds: int = 1) -> nn.Sequential:
             return nn.GroupNorm(seeds * width // 4, seeds * width)  # four channels a group
         return BatchRenorm2d(seeds * width) if method == "batch renormalisation" else nn.BatchNorm2d(seeds * width)
 
-    block = (convolution(channels, 8, 3, stride=2, padding=1), norm(8), nn.ReLU(), nn.MaxPool2d(2)) if large else ()
+    block = (convolution(channels, 8, 5, stride=4, padding=1), norm(8), nn.ReLU()) if large else ()
     model = nn.Sequential(
         *block,
         *(convolution(8 if large else channels, 8, 3, padding=1), norm(8), nn.ReLU(), nn.MaxPool2d(2)),

@@ -1,94 +1,24 @@
-"""The scikit-learn estimators: its own checks one by one, and life among pipelines, searches and pandas."""
+"""The plain estimators, alone and among pipelines, searches and pandas."""
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from estimator_data import CHEAP, CONIC, SLIDING, classification, regression, three_classes, unproved
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import log_loss, r2_score
-from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_score
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from convexbn import Certificate, Conic, Evidence, Fit, InputError, Logistic, Network, SlidingFrankWolfe, beta_max, fit_convex_bn
-from convexbn.estimators import ConvexBNClassifier, ConvexBNClassifierCV, ConvexBNRegressor, ConvexBNRegressorCV
-from convexbn.losses import get_loss
-from convexbn.whitening import Whitening
-
-# Ten arrangements and solutions of medium accuracy, in a tenth of the time.
-CHEAP: dict[str, Any] = {"arrangements": 10, "solver": Conic("CLARABEL", {"tol_gap_abs": 1e-6, "tol_gap_rel": 1e-6, "tol_feas": 1e-6})}
-CONIC: dict[str, Any] = {"arrangements": "all", "solver": "CLARABEL"}
-SLIDING: dict[str, Any] = {"solver": SlidingFrankWolfe(tolerance=1e-2, rounds=1, starts=8)}
-FOLDS: dict[str, Any] = {"betas": 2, "smallest": 0.3, "cv": 2}
-CHECKED = (ConvexBNRegressor(**SLIDING), ConvexBNClassifier(**SLIDING), ConvexBNRegressorCV(**FOLDS), ConvexBNClassifierCV(**FOLDS))
-
-
-def unproved(_whitening: Whitening, X: np.ndarray, y: np.ndarray, network: Network, *, beta: float, loss: Any, **_: Any) -> Certificate:
-    """The bound 0, which holds for every loss and takes no time: scikit-learn's checks test the shell, not the certificate."""
-    objective = network.objective(X, y, get_loss(loss), beta)
-    return Certificate(objective, 0.0, Evidence.PROVED, "all arrangements", 0.0, np.zeros(np.shape(y)), 0.0)
-
-
-def regression() -> tuple[np.ndarray, np.ndarray]:
-    """A bent function of two features, with an offset."""
-    X = np.random.default_rng(0).standard_normal((16, 2))
-    return X, 5.0 + np.maximum(X[:, 0], 0.0) - 0.5 * X[:, 1]
-
-
-def classification() -> tuple[np.ndarray, np.ndarray]:
-    """Words for the sign of a linear function."""
-    X = np.random.default_rng(1).standard_normal((16, 2))
-    return X, np.where(X[:, 0] > 0.3 * X[:, 1], "yes", "no")
-
-
-def checks_of_scikit_learn(array_api: bool) -> list[Any]:
-    """Its checks of all estimators; those of the array API need an environment variable before SciPy is imported."""
-    pairs = [pair for estimator in CHECKED for pair in estimator_checks_generator(estimator)]
-    named = [(f"{type(estimator).__name__}, {name_of(check)}", estimator, check) for estimator, check in pairs]
-    return [pytest.param(estimator, check, id=name) for name, estimator, check in named if ("array_api" in name) == array_api]
-
-
-def name_of(check: Any) -> str:
-    """The name of a check and its settings."""
-    settings = [f"{key}={value}" for key, value in check.keywords.items()]
-    return " ".join([check.func.__name__, *settings])
-
-
-@pytest.fixture
-def rough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither proofs nor last digits, for tests of the shell."""
-    monkeypatch.setattr("convexbn.fit.certify_on", unproved)
-    monkeypatch.setattr("convexbn.solvers.sliding.POLISH", (1e-3,))
-
-
-@pytest.mark.usefixtures("rough")
-@pytest.mark.parametrize(("estimator", "check"), checks_of_scikit_learn(array_api=False))
-def test_check_of_scikit_learn(estimator: Any, check: Any) -> None:
-    check(estimator)
-
-
-def test_array_api_dispatch_changes_nothing() -> None:
-    steps = (
-        "import test_estimators as t, convexbn.fit as f",
-        "f.certify_on = t.unproved",
-        "c = t.checks_of_scikit_learn(True)",
-        "[one.values[1](one.values[0]) for one in c]",
-        "print(len(c))",
-    )
-    script = "; ".join(steps)
-    environment = {**os.environ, "SCIPY_ARRAY_API": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    assert subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True).stdout == "4\n"
+from convexbn import Fit, InputError, Logistic, SlidingFrankWolfe, fit_convex_bn
+from convexbn.estimators import ConvexBNClassifier, ConvexBNRegressor
 
 
 @pytest.mark.parametrize("estimator", [ConvexBNRegressor(), ConvexBNClassifier()], ids=lambda estimator: type(estimator).__name__)
@@ -156,12 +86,6 @@ def test_exchanged_classes_exchange_the_sign() -> None:
     X, y = classification()
     models = [ConvexBNClassifier(beta=0.5, **CONIC).fit(X, labels) for labels in (y, np.where(y == "yes", "no", "yes"))]
     np.testing.assert_allclose(models[0].decision_function(X), -models[1].decision_function(X), atol=1e-4)
-
-
-def three_classes() -> tuple[np.ndarray, np.ndarray]:
-    """Words for the sectors of the plane."""
-    X = np.random.default_rng(2).standard_normal((18, 2))
-    return X, np.array(["a", "b", "c"])[np.digitize(np.arctan2(X[:, 1], X[:, 0]), [-1.0, 1.0])]
 
 
 @pytest.fixture(scope="module")
@@ -308,78 +232,3 @@ def test_certificate_is_at_hand() -> None:
     certificate = ConvexBNRegressor(beta=0.3, **CONIC).fit(X, y).fit_.certificate
     assert certificate.accepts(1e-6)
     assert certificate.bound <= certificate.objective
-
-
-def folds(model: Any, X: np.ndarray, y: np.ndarray, splitter: Any, score: Any) -> np.ndarray:
-    """The scores of plain estimators at the betas of a fitted one, each solved from nothing, with beta scaled to the fold."""
-    rows = []
-    for train, test in splitter.split(X, y):
-        kind = ConvexBNRegressor if isinstance(model, ConvexBNRegressorCV) else ConvexBNClassifier
-        betas = model.betas_ * np.sqrt(len(train) / len(X))
-        rows.append([score(kind(beta=beta, loss=model.loss, **CONIC).fit(X[train], y[train]), X[test], y[test]) for beta in betas])
-    return np.array(rows)
-
-
-def test_scores_of_the_regressor_are_those_of_cold_fits() -> None:
-    X, y = regression()
-    model = ConvexBNRegressorCV(betas=4, smallest=0.03, cv=3).fit(X, y)
-    expected = folds(model, X, y, KFold(3), lambda fitted, X, y: -np.mean((fitted.predict(X) - y) ** 2))
-    np.testing.assert_allclose(model.scores_, expected, rtol=0.1, atol=0.02)
-    assert model.beta_ == model.betas_[np.argmax(model.scores_.mean(axis=0))] < model.betas_[0]
-
-
-def test_scores_of_the_classifier_are_those_of_cold_fits() -> None:
-    X, y = classification()
-    model = ConvexBNClassifierCV(betas=3, smallest=0.1, cv=3).fit(X, y)
-    expected = folds(model, X, y, StratifiedKFold(3), lambda fitted, X, y: -log_loss(y, fitted.predict_proba(X)))
-    np.testing.assert_allclose(model.scores_, expected, rtol=0.1, atol=0.02)
-
-
-def test_the_chosen_beta_is_fitted_on_all_data() -> None:
-    X, y = regression()
-    model = ConvexBNRegressorCV(betas=3, smallest=0.1, cv=3).fit(X, y)
-    plain = ConvexBNRegressor(beta=model.beta_).fit(X, y)
-    np.testing.assert_array_equal(model.predict(X), plain.predict(X))
-    assert model.fit_.certificate.bound == plain.fit_.certificate.bound
-    assert model.fit_.program.beta == model.beta_
-    assert model.betas_[0] == pytest.approx(beta_max(X, y - y.mean()), rel=1e-9)
-    np.testing.assert_allclose(model.betas_ / model.betas_[0], [1.0, np.sqrt(0.1), 0.1], rtol=1e-12)
-
-
-@pytest.mark.usefixtures("rough")
-def test_betas_can_be_given_and_folds_and_scores_chosen() -> None:
-    X, y = classification()
-    splits = list(KFold(2, shuffle=True, random_state=0).split(X, y))
-    model = ConvexBNClassifierCV(betas=[0.1, 100.0, 1.0], cv=splits, scoring="accuracy", n_jobs=2).fit(X, y)
-    assert model.betas_.tolist() == [100.0, 1.0, 0.1]
-    assert model.scores_.shape == (2, 3)
-    assert (model.scores_ * 8 == np.round(model.scores_ * 8)).all()
-    hinge = ConvexBNClassifierCV(betas=[0.1, 100.0, 1.0], cv=splits, loss="hinge").fit(X, y)
-    assert (hinge.scores_ * 8 == np.round(hinge.scores_ * 8)).all()
-
-
-@pytest.mark.usefixtures("rough")
-def test_a_class_that_a_fold_lacks_keeps_its_output() -> None:
-    X, y = three_classes()
-    rare = np.where(np.arange(18) == 0, "rare", np.where(y == "c", "b", y))
-    halves = [(np.arange(9, 18), np.arange(9))]
-    model = ConvexBNClassifierCV(betas=(100.0, 0.5), cv=halves).fit(X, rare)
-    assert np.isfinite(model.scores_).all()
-    assert model.scores_[0, 0] == pytest.approx(-np.log(3.0), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("betas", "message"), [([], "^betas have shape"), ([[1.0]], "^betas have shape"), (0, "^count = 0"), (1.5, "^count = 1.5")]
-)
-def test_bad_betas_are_refused(betas: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        ConvexBNRegressorCV(betas=betas).fit(*regression())
-
-
-@pytest.mark.usefixtures("rough")
-def test_pandas_columns_go_through_cross_validation() -> None:
-    X, y = regression()
-    frame = pd.DataFrame(X, columns=["width", "height"])
-    model = ConvexBNRegressorCV(**FOLDS).fit(frame, pd.Series(y))
-    assert model.feature_names_in_.tolist() == ["width", "height"]
-    np.testing.assert_array_equal(model.predict(frame), ConvexBNRegressorCV(**FOLDS).fit(X, y).predict(X))

@@ -138,7 +138,38 @@ class Classification(ClassifierMixin, Shell):  # type: ignore[misc]
         return np.where(codes == 1, 1.0, -1.0)
 
 
-class ConvexBNRegressor(Regression):
+class Plain(Shell):
+    """One network, at a given beta."""
+
+    def __init__(
+        self,
+        *,
+        beta: float | None = None,
+        loss: str | Loss,
+        arrangements: str | int | Arrangements = "auto",
+        solver: str | Solver = "auto",
+        rank: float | None = None,
+        seed: int = 0,
+        proof_seconds: float = 0.0,
+        verbose: bool = False,
+    ) -> None:
+        self.beta = beta
+        self.loss = loss
+        self.arrangements = arrangements
+        self.solver = solver
+        self.rank = rank
+        self.seed = seed
+        self.proof_seconds = proof_seconds
+        self.verbose = verbose
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
+        """Train on X (n, d) and y: targets (n,), or (n, C) for C outputs, or for a classifier (n,) of two or more classes of any type."""
+        rows, targets = self._validated(X, y)
+        settings = {"beta": self.beta, "arrangements": self.arrangements, "solver": self.solver, "rank": self.rank}
+        return self._train(rows, self._encoded(targets), **settings)
+
+
+class ConvexBNRegressor(Plain, Regression):
     """Regression by a globally optimal two-layer ReLU network with batch normalisation, of any number of outputs.
 
     The targets are centred by their mean first, as the networks have no output bias; everything else is `fit_convex_bn`.
@@ -167,23 +198,11 @@ class ConvexBNRegressor(Regression):
         proof_seconds: float = 0.0,
         verbose: bool = False,
     ) -> None:
-        self.beta = beta
-        self.loss = loss
-        self.arrangements = arrangements
-        self.solver = solver
-        self.rank = rank
-        self.seed = seed
-        self.proof_seconds = proof_seconds
-        self.verbose = verbose
-
-    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
-        """Train on X (n, d) and y (n,), or (n, C) for C outputs."""
-        rows, targets = self._validated(X, y)
-        settings = {"beta": self.beta, "arrangements": self.arrangements, "solver": self.solver, "rank": self.rank}
-        return self._train(rows, self._encoded(targets), **settings)
+        search: dict[str, Any] = {"arrangements": arrangements, "solver": solver, "rank": rank}
+        super().__init__(beta=beta, loss=loss, **search, seed=seed, proof_seconds=proof_seconds, verbose=verbose)
 
 
-class ConvexBNClassifier(Classification):
+class ConvexBNClassifier(Plain, Classification):
     """Classification by a globally optimal two-layer ReLU network with batch normalisation, of any number of classes.
 
     Two classes are the targets -1 and +1 of a network with one output. More are one-hot targets (0 and 1) of a network with one
@@ -215,17 +234,5 @@ class ConvexBNClassifier(Classification):
         proof_seconds: float = 0.0,
         verbose: bool = False,
     ) -> None:
-        self.beta = beta
-        self.loss = loss
-        self.arrangements = arrangements
-        self.solver = solver
-        self.rank = rank
-        self.seed = seed
-        self.proof_seconds = proof_seconds
-        self.verbose = verbose
-
-    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
-        """Train on X (n, d) and y (n,) of two or more classes of any type."""
-        rows, labels = self._validated(X, y)
-        settings = {"beta": self.beta, "arrangements": self.arrangements, "solver": self.solver, "rank": self.rank}
-        return self._train(rows, self._encoded(labels), **settings)
+        search: dict[str, Any] = {"arrangements": arrangements, "solver": solver, "rank": rank}
+        super().__init__(beta=beta, loss=loss, **search, seed=seed, proof_seconds=proof_seconds, verbose=verbose)

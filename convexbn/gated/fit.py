@@ -81,6 +81,7 @@ def fit_gated_bn(
     *,
     gates: int | npt.ArrayLike = 100,
     beta: float | None = None,
+    fraction: float = BETA_FRACTION,
     loss: str | Loss = "squared",
     penalty: str | Penalty = "group",
     rank: float | None = None,
@@ -104,7 +105,8 @@ def fit_gated_bn(
     X : (n, d) real numbers, n >= 2
     y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
     gates : how many, drawn from a Gaussian on the basis, patterns that repeat or are empty left out; or (P, r+1) the g_i themselves
-    beta : absolute; None takes 0.1 of beta_max
+    beta : absolute; None takes `fraction` of beta_max
+    fraction : of beta_max, the smallest beta for which no gate carries weight
     loss : as in `fit_convex_bn`
     penalty : "group" is the Frobenius norm of each S_i. "nuclear" is its nuclear norm, the relaxation of weight decay; for one output
         they are the same
@@ -130,7 +132,7 @@ def fit_gated_bn(
     columns = targets.reshape(len(data), -1)
     program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory)
     largest = program.beta_max()
-    program = program.with_beta(check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest or 1.0)
+    program = program.with_beta(check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0)
     seconds["gates"], clock = time.perf_counter() - clock, time.perf_counter()
     the_solver = solver or GatedSolver(verbose=verbose)
     solution = the_solver.solve(program, _checked_start(start, chosen, columns))

@@ -35,6 +35,7 @@ class Whitening:
     dropped : the number of directions that are more than rounding and less than the tolerance of `whiten`: networks that read
         them are not among those that a program on this basis stands for
     energy : the share of the variance, sum of Sigma^2, in the directions that are kept; 1 where `rank` has cut none
+    whole : how many samples there are where `basis` holds the rows of some of them; None where it holds all
     """
 
     mean: FloatArray
@@ -44,11 +45,12 @@ class Whitening:
     basis: FloatArray
     dropped: int = 0
     energy: float = 1.0
+    whole: int | None = None
 
     @property
     def samples(self) -> int:
         """The number n of samples."""
-        return len(self.basis)
+        return len(self.basis) if self.whole is None else self.whole
 
     @property
     def rank(self) -> int:
@@ -77,7 +79,7 @@ class Whitening:
         return weights
 
 
-def _powers_of_two(size: FloatArray) -> FloatArray:
+def powers_of_two(size: FloatArray) -> FloatArray:
     """The power of two just above each size, 1 for size 0."""
     return np.where(size > 0, np.ldexp(1.0, np.frexp(np.where(size > 0, size, 1.0))[1].clip(-1021, 1023)), 1.0)
 
@@ -139,7 +141,7 @@ def _centre(data: FloatArray, *, one_unit: bool) -> tuple[FloatArray, FloatArray
 
     In place, because at the size of image collections every copy counts.
     """
-    magnitude = _powers_of_two(np.maximum(data.max(axis=0), -data.min(axis=0)))
+    magnitude = powers_of_two(np.maximum(data.max(axis=0), -data.min(axis=0)))
     data /= magnitude
     mean = np.mean(data, axis=0)
     data -= mean
@@ -148,7 +150,7 @@ def _centre(data: FloatArray, *, one_unit: bool) -> tuple[FloatArray, FloatArray
     spread[spread <= CONSTANT_COLUMN] = 0.0
     if not spread.any():
         raise InputError("X has only constant columns: batch normalisation divides by their spread. Add a column that varies")
-    scale = magnitude * _powers_of_two(spread)
+    scale = magnitude * powers_of_two(spread)
     if one_unit:
         scale = np.where(spread > 0, np.max(scale[spread > 0]), scale)
     data *= np.where(spread > 0, magnitude / scale, 0.0)
@@ -162,14 +164,14 @@ def _by_decomposition(centred: FloatArray, rank: float | None, tolerance: float)
     """U, Sigma and V of the directions that are kept, their share of the variance, and the number of those dropped as rounding."""
     left, values, right = np.linalg.svd(centred, full_matrices=False)
     full = min(int(np.sum(values > tolerance * values[0])), len(centred) - 1)
-    kept = full if rank is None else min(full, rank if isinstance(rank, int) else _enough(values, rank))
+    kept = full if rank is None else min(full, rank if isinstance(rank, int) else enough(values, rank))
     rounding = max(centred.shape) * float(np.finfo(np.float64).eps) * values[0]
     dropped = int(np.sum((values > 4.0 * rounding) & (values <= tolerance * values[0]))) if kept == full else 0
     energy = 1.0 if kept == full else float(np.sum(values[:kept] ** 2) / np.sum(values**2))
     return left[:, :kept], values[:kept], right[:kept].T, energy, dropped
 
 
-def _enough(values: FloatArray, share: float) -> int:
+def enough(values: FloatArray, share: float) -> int:
     """How many of the falling singular values hold that share of the sum of their squares."""
     held = np.cumsum(values**2)
     return int(np.searchsorted(held, share * held[-1])) + 1
@@ -188,7 +190,7 @@ def _by_gram_matrix(centred: FloatArray, rank: float) -> Factors | None:
     tall = centred if centred.shape[0] >= centred.shape[1] else centred.T
     gram = tall.T @ tall
     width, variance = len(gram), float(np.trace(gram))
-    kept = rank if isinstance(rank, int) else _enough(np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)), rank)
+    kept = rank if isinstance(rank, int) else enough(np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)), rank)
     vectors = eigh(gram, subset_by_index=(width - kept, width - 1), overwrite_a=True)[1]
     left, values, right = np.linalg.svd(tall @ vectors, full_matrices=False)
     if values[-1] < WEAKEST_BY_GRAM * values[0]:

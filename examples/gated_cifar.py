@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convexbn import GatedSolver, fit_gated_bn, whiten
+from convexbn import GatedSolver, fit_gated_bn
 from convexbn.datasets import read_cifar10
-from convexbn.gated.fit import choose_gates
 
 
 def main() -> None:

@@ -34,8 +34,9 @@ def targets(loss: Loss, n: int, outputs: int) -> np.ndarray:
 
 def random_program(loss: Loss, penalty: str = "group", outputs: int = 1, fraction: float = 0.1, gates: int = 6) -> GatedProgram:
     X = np.random.default_rng(0).standard_normal((15, 3))
-    basis = whiten(X).basis
-    program = GatedProgram(basis, choose_gates(gates, basis, 1), targets(loss, 15, outputs), loss, 1.0, PENALTIES[penalty])
+    whitening = whiten(X)
+    chosen = choose_gates(gates, whitening, 1)
+    program = GatedProgram(whitening.basis, chosen, targets(loss, 15, outputs), loss, 1.0, PENALTIES[penalty])
     return program.with_beta(fraction * program.beta_max())
 
 
@@ -208,6 +209,14 @@ def test_degenerate_data(name: str):
     assert patterns.any(axis=1).all()
 
 
+def test_gates_turn_with_the_signs_of_singular_vectors():
+    whitening = whiten(np.random.default_rng(10).standard_normal((20, 3)))
+    signs = np.array([-1.0, 1.0, -1.0])
+    turned = replace(whitening, components=whitening.components * signs, basis=whitening.basis * np.append(signs, 1.0))
+    one, other = (gated_patterns(part.basis, choose_gates(9, part, 4)) for part in (whitening, turned))
+    assert np.array_equal(one, other)
+
+
 def test_rank_truncates():
     X = np.random.default_rng(7).standard_normal((30, 5))
     fit = fit_gated_bn(X, targets_for(Squared(), 30, 2), gates=8, rank=2)
@@ -239,9 +248,8 @@ def test_a_checkpoint_is_taken_up(tmp_path):
 
 def test_an_interrupt_returns_what_is_there_with_its_gap():
     X = np.random.default_rng(8).standard_normal((400, 20))
-    program = random_program(Squared())
-    basis = whiten(X).basis
-    program = GatedProgram(basis, choose_gates(200, basis, 0), targets_for(Squared(), 400, 1)[:, None], Squared(), 1e-4)
+    whitening = whiten(X)
+    program = GatedProgram(whitening.basis, choose_gates(200, whitening, 0), targets_for(Squared(), 400, 1)[:, None], Squared(), 1e-4)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     solution = GatedSolver(tolerance=1e-15, seconds=30.0).solve(program)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from convexbn.gated.fit import GatedFit, fit_gated_bn
 from convexbn.gated.network import GatedNetwork
 from convexbn.gated.program import GatedProgram
-from convexbn.gated.shards import Shards
+from convexbn.gated.shards import Shards, whiten_shards
 from convexbn.gated.solver import GatedSolution, GatedSolver
 
-__all__ = ["GatedFit", "GatedNetwork", "GatedProgram", "GatedSolution", "GatedSolver", "Shards", "fit_gated_bn"]
+__all__ = ["GatedFit", "GatedNetwork", "GatedProgram", "GatedSolution", "GatedSolver", "Shards", "fit_gated_bn", "whiten_shards"]

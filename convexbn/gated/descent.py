@@ -116,7 +116,7 @@ class Descent:
         program, state = self.program, self.state
         assert self.dual is not None
         v = -program.loss.project(-self.dual[0], program.y)
-        price = self.shards.largest(float(program.penalty.dual_norms(self.dual[1]).amax()))
+        price = self.shards.largest(program.penalty.dual_norms(self.dual[1]))
         loss = self.shards.total_over_samples(program.loss.value(state.predictions.double().cpu().numpy(), program.y))
         penalty = self.shards.total_over_arrangements(float(program.penalty.norms(state.weights).double().sum()))
         objective = loss + program.beta * penalty

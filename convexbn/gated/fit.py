@@ -14,6 +14,7 @@ from convexbn.certificate import Certificate, Evidence
 from convexbn.gated.network import GatedNetwork
 from convexbn.gated.penalties import Penalty, get_penalty
 from convexbn.gated.program import GatedProgram
+from convexbn.gated.shards import Shards, whiten_shards
 from convexbn.gated.solver import GatedSolution, GatedSolver
 from convexbn.losses import Loss, get_loss
 from convexbn.solvers.masked import MAX_MEMORY, gated_patterns
@@ -63,12 +64,12 @@ class GatedFit:
         fraction = f"{program.beta / self.beta_max:.3g} of beta_max {self.beta_max:.6g}" if self.beta_max > 0 else "beta_max is 0"
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         lines = [
-            f"GATED network with batch normalisation, not a ReLU network: {len(program.y)} samples, rank {self.whitening.rank}, "
+            f"GATED network with batch normalisation, not a ReLU network: {self.whitening.samples} samples, rank {self.whitening.rank}, "
             f"{program.loss.name} loss, {program.penalty.name} penalty",
             f"  beta          {program.beta:.6g} ({fraction})",
             f"  objective     {certificate.objective:.10g}  (of the gated network, from the raw data)",
             f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value})",
-            f"  gates         {len(self.network.gates)} of {len(program.gates)} carry weight",
+            f"  gates         {len(self.network.gates)} of {program.total} carry weight",
             f"  solver        {self.solution.iterations} steps: {self.solution.status.value}",
             f"  time          {sum(self.seconds.values()):.2f} s ({stages})",
         ]
@@ -90,6 +91,7 @@ def fit_gated_bn(
     seed: int = 0,
     device: str = "cpu",
     max_memory: int = MAX_MEMORY,
+    shards: Shards | None = None,
     verbose: bool = False,
 ) -> GatedFit:
     """Train a two-layer GATED network with batch normalisation to the optimum of
@@ -116,6 +118,8 @@ def fit_gated_bn(
     seed : of the gates
     device : "cpu", or "cuda" for products on a GPU
     max_memory : bytes for masks and temporary arrays of products, beyond basis and weights
+    shards : under torchrun, how the work is spread. Arrangements: every process passes all of X and y. Samples: each passes rows of
+        its own. The network and certificate are those of all processes, `solution` and `program` have this one's part (`docs/scale.md`)
     verbose : show a bar with the gap and the time left
 
     Raises
@@ -126,11 +130,12 @@ def fit_gated_bn(
     clock, seconds = time.perf_counter(), {}
     data, the_loss = check_data(X), get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
-    whitening = whiten(data, rank=rank)
+    parts = shards or Shards()
+    whitening = whiten(data, rank=rank) if parts.samples is None else whiten_shards(data, parts.samples, rank=rank)
     seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
-    chosen = choose_gates(gates, whitening.basis, seed)
+    chosen = parts.part_of(choose_gates(gates, whitening, seed, distinct=parts.samples is None))
     columns = targets.reshape(len(data), -1)
-    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory)
+    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory, parts)
     largest = program.beta_max()
     program = program.with_beta(check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0)
     seconds["gates"], clock = time.perf_counter() - clock, time.perf_counter()
@@ -138,14 +143,18 @@ def fit_gated_bn(
     solution = the_solver.solve(program, _checked_start(start, chosen, columns))
     seconds["solve"], clock = time.perf_counter() - clock, time.perf_counter()
     alive = solution.weights.any(axis=(1, 2))
-    network = GatedNetwork(whitening, chosen[alive], solution.weights[alive])
+    network = GatedNetwork(whitening, *parts.gather((chosen[alive], solution.weights[alive])))
     certificate = judge(network, data, program, solution)
     seconds["judge"] = time.perf_counter() - clock
     return GatedFit(network, certificate, solution, program, whitening, largest, seconds)
 
 
-def choose_gates(gates: int | npt.ArrayLike, basis: FloatArray, seed: int) -> FloatArray:
-    """(P, r+1) the gates that the argument of `fit_gated_bn` stands for."""
+def choose_gates(gates: int | npt.ArrayLike, whitening: Whitening, seed: int, *, distinct: bool = True) -> FloatArray:
+    """(P, r+1) the gates that the argument of `fit_gated_bn` stands for; `distinct` leaves out patterns that repeat.
+
+    The signs of singular vectors are anybody's choice; drawn gates turn with them, so that the same data and seed give the same patterns.
+    """
+    basis = whitening.basis
     if not isinstance(gates, (int, np.integer)) or isinstance(gates, bool):
         given = real_array(gates, "gates")
         if given.ndim != 2 or given.shape[1] != basis.shape[1] or not len(given) or not np.any(given, axis=1).all():
@@ -153,9 +162,14 @@ def choose_gates(gates: int | npt.ArrayLike, basis: FloatArray, seed: int) -> Fl
         return given
     count = check_count(gates, "gates")
     generator = np.random.default_rng(check_count(seed, "seed", 0))
+    components = whitening.components
+    largest = components[np.argmax(np.abs(components), axis=0), np.arange(whitening.rank)]
+    signs = np.append(np.sign(largest), 1.0)
+    if not distinct:
+        return signs * generator.standard_normal((count, len(signs)))
     found = np.zeros((0, basis.shape[1]))
     for _ in range(DRAWS):
-        found = _distinct(basis, np.vstack([found, generator.standard_normal((count, basis.shape[1]))]))[:count]
+        found = _distinct(basis, np.vstack([found, signs * generator.standard_normal((count, len(signs)))]))[:count]
         if len(found) == count:
             break
     return found
@@ -184,8 +198,8 @@ def judge(network: GatedNetwork, X: FloatArray, program: GatedProgram, solution:
     import torch
 
     penalty = float(program.penalty.norms(torch.as_tensor(network.weights)).sum())
-    objective = program.loss.value(predictions, program.y) + program.beta * penalty
-    scope = f"the gated model of {len(program.gates)} gates, which is not the ReLU network"
+    objective = program.shards.total_over_samples(program.loss.value(predictions, program.y)) + program.beta * penalty
+    scope = f"the gated model of {program.total} gates, which is not the ReLU network"
     price = program.price(solution.dual)
     dual = solution.dual[:, 0] if program.y.shape[1] == 1 else solution.dual
     return Certificate(objective, solution.bound, Evidence.SAMPLED, scope, price, dual, solution.bound)

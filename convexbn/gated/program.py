@@ -63,6 +63,11 @@ class GatedProgram:
         patterns = gated_patterns(self.basis, self.gates)
         return masked_operator(self.basis, patterns, device=self.device, max_memory=self.max_memory)
 
+    @cached_property
+    def total(self) -> int:
+        """P, over all processes."""
+        return round(self.shards.total_over_arrangements(float(len(self.gates))))
+
     def with_beta(self, beta: float) -> GatedProgram:
         """The same program with another beta, on the same operator."""
         other = replace(self, beta=beta)
@@ -106,7 +111,7 @@ class GatedProgram:
 
     def price(self, v: FloatArray) -> float:
         """The largest of the `worths` of V, over all gates: exact."""
-        return self.shards.largest(float(self.worths(v).amax()))
+        return self.shards.largest(self.worths(v))
 
     def beta_max(self) -> float:
         """The smallest beta for which no gate carries weight."""

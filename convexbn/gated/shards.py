@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convexbn.validation import FloatArray, check_data
+from convexbn.whitening import Whitening, check_rank, enough, powers_of_two
 
 if TYPE_CHECKING:
     import torch
@@ -39,15 +44,37 @@ class Shards:
         """The same for a number."""
         return _total(value, self.samples)
 
-    def largest(self, value: float) -> float:
-        """The largest of the processes' numbers, over arrangements."""
+    def count(self, which: torch.Tensor) -> int:
+        """How many of a boolean tensor are true, over arrangements."""
+        return round(self.total_over_arrangements(float(which.sum())))
+
+    def largest(self, values: torch.Tensor) -> float:
+        """The largest of the processes' values, none of them negative, over arrangements; 0 where there are none."""
+        import torch
+
+        number = torch.tensor([float(values.amax()) if len(values) else 0.0], dtype=torch.float64)
+        if self.arrangements is not None:
+            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=self.arrangements)
+        return float(number)
+
+    def part_of(self, arrangements: FloatArray) -> FloatArray:
+        """Of the rows of an array that all processes have, one for each arrangement, those of this process: every so many."""
         import torch
 
         if self.arrangements is None:
-            return value
-        number = torch.tensor([value], dtype=torch.float64)
-        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=self.arrangements)
-        return float(number)
+            return arrangements
+        rank, size = torch.distributed.get_rank(self.arrangements), torch.distributed.get_world_size(self.arrangements)
+        return arrangements[rank::size]
+
+    def gather(self, arrays: tuple[FloatArray, ...]) -> tuple[FloatArray, ...]:
+        """Arrays with a row for each arrangement, of all processes, one below the other."""
+        import torch
+
+        if self.arrangements is None:
+            return arrays
+        parts: list[Any] = [None] * torch.distributed.get_world_size(self.arrangements)
+        torch.distributed.all_gather_object(parts, arrays, group=self.arrangements)
+        return tuple(np.concatenate(same) for same in zip(*parts, strict=True))
 
 
 def _sum(tensor: torch.Tensor, group: torch.distributed.ProcessGroup | None) -> torch.Tensor:
@@ -63,3 +90,49 @@ def _total(value: float, group: torch.distributed.ProcessGroup | None) -> float:
     import torch
 
     return value if group is None else float(_sum(torch.tensor([value], dtype=torch.float64), group))
+
+
+def whiten_shards(
+    X: FloatArray, group: torch.distributed.ProcessGroup, *, rank: float | None = None, tolerance: float = 1e-10
+) -> Whitening:
+    """Whitening of data whose rows are spread over processes: Pi X = U Sigma V^T by a QR decomposition in two levels (TSQR).
+
+    Each process factors its centred rows, X_p = Q_p R_p; all R_p (d, d) are gathered and factored again, [R_1; R_2; ...] = Q R, and
+    R = U_R Sigma V^T gives this process' rows Q_p Q[p] U_R of U, orthonormal over all processes to rounding. Source: Demmel, Grigori,
+    Hoemmen and Langou 2012. What travels: the means, and d^2 numbers from each process.
+
+    Parameters
+    ----------
+    X : (n_p, d) this process' rows
+    group : of the processes that hold the others
+    rank, tolerance : as in `whiten`
+    """
+    import torch
+
+    data, wanted = check_data(X, samples=1), check_rank(rank)
+    whole = round(_total(float(len(data)), group))
+    mean = _sum(torch.as_tensor(data.sum(axis=0)), group).numpy() / whole
+    spread = torch.as_tensor(np.max(np.abs(data - mean), axis=0))
+    torch.distributed.all_reduce(spread, op=torch.distributed.ReduceOp.MAX, group=group)
+    scale = powers_of_two(spread.numpy())
+    if wanted is not None:
+        scale = np.full_like(scale, scale.max())
+    local, triangle = np.linalg.qr((data - mean) / scale)
+    parts: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(parts, triangle, group=group)
+    joint, top = np.linalg.qr(np.vstack(parts))
+    first = sum(len(part) for part in parts[: torch.distributed.get_rank(group)])
+    left, values, right = np.linalg.svd(top)
+    kept = _kept(values, wanted, tolerance, whole)
+    rows = local @ (joint[first : first + len(triangle)] @ left[:, :kept])
+    basis = np.column_stack([rows, np.full(len(data), 1.0 / np.sqrt(whole))])
+    energy = float(np.sum(values[:kept] ** 2) / np.sum(values**2))
+    return Whitening(mean, scale, np.ascontiguousarray(right[:kept].T), values[:kept], basis, energy=energy, whole=whole)
+
+
+def _kept(values: FloatArray, wanted: float | None, tolerance: float, whole: int) -> int:
+    """How many of the falling singular values are kept."""
+    full = min(int(np.sum(values > tolerance * values[0])), whole - 1)
+    if wanted is None:
+        return full
+    return min(full, wanted if isinstance(wanted, int) else enough(values, wanted))

@@ -115,10 +115,10 @@ class GatedSolver:
 
 
 def _unit(program: GatedProgram) -> float:
-    """The unit of the targets: that of all samples, wherever they are."""
+    """The unit of the targets of all samples, wherever they are: a loss that measures them does so by their norm."""
     if program.shards.samples is None:
         return program.loss.scale(program.y)
-    return float(np.sqrt(program.shards.total_over_samples(program.loss.scale(program.y) ** 2)))
+    return program.loss.scale(np.sqrt([program.shards.total_over_samples(float(np.sum(program.y**2)))]))
 
 
 class _Run:
@@ -162,12 +162,12 @@ class _Run:
         predictions = program.predictions(self.weights)
         v = -program.loss.project(smooth(program.loss, width).gradient(predictions, program.y), program.y)
         worths = program.worths(v)
-        bound, scale = program.bound(v, program.shards.largest(float(worths.amax())))
+        bound, scale = program.bound(v, program.shards.largest(worths))
         self.objective = program.objective(self.weights, predictions)
         if bound > self.bound:
             self.bound, self.dual = bound, scale * v
-        alive = program.shards.total_over_arrangements(float((self.weights != 0).any(2).any(1).sum()))
-        self.trace.append(Round(self.objective, self.gap, int(alive), self.elapsed()))
+        alive = program.shards.count((self.weights != 0).any(2).any(1))
+        self.trace.append(Round(self.objective, self.gap, alive, self.elapsed()))
         return worths
 
     def choose(self, worths: torch.Tensor) -> torch.Tensor:
@@ -179,7 +179,8 @@ class _Run:
 
     def descend(self, chosen: torch.Tensor, width: float) -> Descent:
         """A descent over those arrangements in the present precision, from the present weights."""
-        if not len(chosen) or len(chosen) > WORTH_A_CHANGE * len(self.weights):
+        count = self.program.shards.count(chosen >= 0)
+        if not count or count > WORTH_A_CHANGE * self.program.total:
             chosen = chosen.new_tensor(range(len(self.weights)))
         operator = self.program.operator if len(chosen) == len(self.weights) else self.program.operator.take(chosen)
         if operator.basis.dtype != self.dtype:
@@ -202,8 +203,8 @@ class _Run:
 
     def exhausted(self) -> bool:
         """Whether steps or time are used up; all processes decide alike."""
-        late = self.program.shards.largest(float(self.elapsed() > self.settings.seconds))
-        late = self.program.shards.total_over_samples(late)
+        shards = self.program.shards
+        late = shards.total_over_arrangements(shards.total_over_samples(float(self.elapsed() > self.settings.seconds)))
         return self.iterations >= self.settings.iterations or late > 0
 
     def advance(self, target: float) -> None:
@@ -245,8 +246,9 @@ class _Run:
         """Another working set, where something outside of the present one is missing, or much of it is idle."""
         import torch
 
-        missing = int(torch.isin(chosen, self.descent.chosen, invert=True).sum())
-        if missing or len(chosen) < WORTH_A_CHANGE * len(self.descent.chosen):
+        count = self.program.shards.count
+        missing = count(torch.isin(chosen, self.descent.chosen, invert=True))
+        if missing or count(chosen >= 0) < WORTH_A_CHANGE * count(self.descent.chosen >= 0):
             self.descent = self.descend(chosen, self.descent.width)
 
     def save(self) -> None:

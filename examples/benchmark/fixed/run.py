@@ -4,9 +4,10 @@
     .venv-fixed/bin/pip install -e '.[torch,plot]' -r examples/benchmark/fixed/requirements.txt
     .venv-fixed/bin/python examples/benchmark/fixed/run.py gated-S gated-S-bn gated-M-bn [--seconds 120] [--picture PATH] [--results PATH]
 
-The objective is computed here, in float64, from the weights that a solver returns. Its error is relative to a lower bound that convexbn
-proved to 1e-9, and for ReLU not below the violation of the cones. Each solver runs once for each effort, from coarse to fine, always from the start, in
-a process of its own; a run that fails or that is not back in time is kept as what it is. Writing a matrix out and compiling are not timed.
+The objective is computed here, in float64, from the weights that a solver returns. Its error is relative to a lower bound that
+convexbn proved to 1e-9, and for ReLU not below the violation of the cones. Each solver runs once for each effort, from coarse to fine,
+always from the start, in a process of its own; a run that fails or that is not back in time is kept as what it is. Writing a matrix out
+and compiling are not timed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,108 @@
+"""Two processes find what one finds: arrangements spread, samples spread, and whitening across processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+
+from convexbn import GatedSolver, fit_gated_bn, whiten
+from convexbn.gated import Shards, whiten_shards
+
+SOLVER = GatedSolver(tolerance=1e-6, precision="float64")
+CASES = {  # loss, penalty, fraction of beta_max: the last leaves a small working set, spread unevenly
+    "squared": ("squared", "group", 0.1),
+    "nuclear": ("squared", "nuclear", 0.1),
+    "softmax": ("softmax", "group", 0.2),
+    "few": ("squared", "group", 0.7),
+}
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((61, 5)) @ generator.standard_normal((5, 5)) + 7.0
+    return X, np.eye(3)[generator.integers(3, size=61)]
+
+
+def gates() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((13, 6))
+
+
+def upright(components: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The signs that turn the columns of one basis into those of the other, and 1 for the constant."""
+    return np.append(np.sign(np.sum(components * reference, axis=0)), 1.0)
+
+
+def work(rank: int, folder: str) -> None:
+    """What each of the two processes does; it writes what it finds."""
+    torch.set_num_threads(1)
+    place = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    group = torch.distributed.group.WORLD
+    X, Y = data()
+    mine = slice(0, 40) if rank == 0 else slice(40, None)
+    whitening = whiten_shards(X[mine], group)
+    signs = upright(whitening.components, whiten(X).components)
+    found = {"basis": whitening.basis * signs, "values": whitening.singular_values, "energy": whiten_shards(X[mine], group, rank=2).energy}
+    for name, (loss, penalty, fraction) in CASES.items():
+        options = {"loss": loss, "penalty": penalty, "fraction": fraction, "solver": SOLVER}
+        spread = fit_gated_bn(X, Y, gates=gates(), shards=Shards(arrangements=group), **options)
+        rows = fit_gated_bn(X[mine], Y[mine], gates=gates() * signs, shards=Shards(samples=group), **options)
+        found[f"{name} arrangements"] = spread.solution.weights
+        found[f"{name} samples"] = rows.solution.weights * signs[:, None]
+        for kind, fit in (("arrangements", spread), ("samples", rows)):
+            found[f"{name} {kind} numbers"] = [fit.certificate.objective, fit.certificate.bound, fit.solution.iterations, fit.beta_max]
+            found[f"{name} {kind} predictions"] = fit.predict(X[:5])
+    np.savez(Path(folder) / f"{rank}.npz", **found)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> list[dict[str, np.ndarray]]:
+    folder = str(tmp_path_factory.mktemp("processes"))
+    torch.multiprocessing.spawn(work, args=(folder,), nprocs=2)
+    return [dict(np.load(Path(folder) / f"{rank}.npz")) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", ["arrangements", "samples"])
+def test_two_processes_find_what_one_finds(found: list[dict[str, np.ndarray]], name: str, kind: str):
+    X, Y = data()
+    loss, penalty, fraction = CASES[name]
+    single = fit_gated_bn(X, Y, gates=gates(), loss=loss, penalty=penalty, fraction=fraction, solver=SOLVER)
+    weights = np.empty_like(single.solution.weights)
+    if kind == "arrangements":
+        weights[0::2], weights[1::2] = (part[f"{name} {kind}"] for part in found)
+    else:
+        weights = found[0][f"{name} {kind}"]
+        assert found[1][f"{name} {kind}"] == pytest.approx(weights, abs=1e-12)
+    assert weights == pytest.approx(single.solution.weights, abs=1e-10)
+    expected = [single.certificate.objective, single.certificate.bound, single.solution.iterations, single.beta_max]
+    for part in found:
+        assert part[f"{name} {kind} numbers"] == pytest.approx(expected, rel=1e-10)
+        assert part[f"{name} {kind} predictions"] == pytest.approx(single.predict(X[:5]), abs=1e-10)
+
+
+def test_whitening_across_processes(found: list[dict[str, np.ndarray]]):
+    whitening = whiten(data()[0])
+    assert np.vstack([part["basis"] for part in found]) == pytest.approx(whitening.basis, abs=1e-12)
+    for part in found:
+        assert part["values"] == pytest.approx(whitening.singular_values, rel=1e-12)
+        assert float(part["energy"]) == pytest.approx(whiten(data()[0], rank=2).energy, rel=1e-12)
+
+
+def test_the_example_runs_under_torchrun():
+    script = Path(__file__).parents[1] / "examples" / "distributed.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    result = subprocess.run(
+        [*command, "--spread", "samples", "--images", "120", "--gates", "10"], capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0, result.stderr
+    assert "GATED network" in result.stdout
+    assert float(result.stdout.split()[-1]) < 1e-8

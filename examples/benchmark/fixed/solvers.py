@@ -79,7 +79,9 @@ def _scnn(dtype: str) -> Contender:
         X, y = problem.basis, problem.y[:, None]
         options: dict[str, Any] = {"regularizer": NeuronGL1(problem.beta / len(y)), "return_convex": True, "unitize_data": False}
         model, _ = so.optimize_model(model, solver, Metrics(), X, y, dtype=dtype, verbose=False, **options)
-        found: np.ndarray = np.asarray(model.parameters[0]).reshape(len(problem.gates), -1)
+        order = np.unique(problem.patterns.T.astype(float), axis=1, return_index=True)[1]  # scnn's own order of the gates
+        found = np.empty(problem.gates.shape)
+        found[order] = np.asarray(model.parameters[0]).reshape(problem.gates.shape)
         return found
 
     def prepare(problem: Problem) -> None:

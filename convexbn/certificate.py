@@ -16,6 +16,8 @@ from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
 from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, is_square, known_price, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
+from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining, bound_by_products
+from convexbn.pricing.outputs import OUTPUTS
 from convexbn.threads import few_threads
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
@@ -24,6 +26,7 @@ from convexbn.whitening import Whitening, whiten
 PROOF_GAP = 1e-3
 HOPELESS_GAP = 0.1  # with many columns; from there minutes win little
 DUAL_STEPS = (100, 400)
+IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
 AT_LEAST = 1.0  # seconds for a better dual point and its price
 
 
@@ -223,6 +226,7 @@ class _Judge:
         self.patience = patience
         self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
         self.pooling, self.activations = network.pooling, network.activations(data)
+        self.neurons = basis.T @ network.hidden(data), network.outputs
         self.sizes = np.hypot(network.gain, network.shift)
         self.mass = network.balanced().penalty()
         self.best_estimate = -np.inf
@@ -249,7 +253,9 @@ class _Judge:
         Descent for the dual point is noisy, as the relaxation is not smooth: more steps from the best point so far, twice.
         """
         deadline = time.perf_counter() + seconds
-        for steps in DUAL_STEPS:
+        if self.y.ndim > 1:
+            found = self._by_products(found, objective, deadline)
+        for steps in DUAL_STEPS if self.y.ndim == 1 or self.y.shape[1] <= OUTPUTS else ():
             better = self._better_dual(found, steps, max(AT_LEAST, deadline - time.perf_counter()))
             found = max(found, better, key=lambda bound: bound.proved)
             gap = objective - found.proved
@@ -266,6 +272,21 @@ class _Judge:
         problem = self.basis, self.y, self.loss, self.beta
         v = improve_dual(*problem, found.dual, directions, outputs, self.mass, pooling=self.pooling, steps=steps, seconds=0.5 * seconds)
         return self.scaled(v, price_everywhere(self.basis, self.pooling.spread(v), seconds=0.5 * seconds))
+
+    def _by_products(self, found: _Bound, objective: float, deadline: float) -> _Bound:
+        """The best bound of the training problem relaxed to doubly nonnegative matrices, as long as it gets better by percents."""
+        if len(self.basis) > SAMPLES or self.pooling.patches > 1:
+            return found
+        directions, outputs = self.neurons
+        training = RelaxedTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs)
+        idle = 0
+        while idle < PATIENCE and time.perf_counter() < deadline and objective - found.proved > PROOF_GAP * objective:
+            training.advance(deadline)
+            v = -self.loss.project(-training.dual, self.y)
+            better = self.scaled(v, replace(found.price, lower=0.0, upper=bound_by_products(self.basis, v, training.multipliers)))
+            idle = 0 if better.proved - found.proved > IDLE * (objective - found.proved) else idle + 1
+            found = max(found, better, key=lambda bound: bound.proved)
+        return found
 
     def _by_search(self, found: _Bound, seconds: float) -> _Bound:
         """Branch and bound: on boxes at the point with the best estimate, or, for more columns, on the sphere at the best bound."""

@@ -13,6 +13,7 @@ from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.everywhere import bound_by_relaxation, price_everywhere
 from convexbn.pricing.local import climb, distinct, evolve, local_search, random_directions
+from convexbn.pricing.nonnegative import RelaxedTraining, bound_by_products
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.pricing.square import known_price, price_square_outputs
@@ -23,7 +24,9 @@ __all__ = [
     "BOX_COLUMNS",
     "Price",
     "Relaxation",
+    "RelaxedTraining",
     "bound_by_boxes",
+    "bound_by_products",
     "bound_by_relaxation",
     "bound_by_tree",
     "bound_over_outputs",

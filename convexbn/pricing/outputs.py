@@ -20,7 +20,7 @@ DISTINCT = 0.97  # the largest cosine between two of them
 FLATTEST = 0.05  # the least height of a cut, as a fraction of h: lower ones make vertices of the dual polytope run away
 JOGGLE = 1e-6  # relative; heights are raised by up to this much, so that no more than C cuts meet in a vertex
 BOX_SECONDS = 2.0  # for branch and bound at a cut that the relaxation leaves too high
-OUTPUTS = 10  # beyond so many, and beyond so many vertices, the convex hull takes too long
+OUTPUTS = 5  # beyond so many, and beyond so many vertices, the convex hull takes too long
 VERTICES = 200_000
 
 

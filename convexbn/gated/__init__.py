@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from convexbn.gated.fit import GatedFit, fit_gated_bn
+from convexbn.gated.cones import Conversion
+from convexbn.gated.fit import GatedFit, fit_gated_bn, fit_gated_path
 from convexbn.gated.network import GatedNetwork
 from convexbn.gated.program import GatedProgram
 from convexbn.gated.shards import Shards, whiten_shards
 from convexbn.gated.solver import GatedSolution, GatedSolver
 
-__all__ = ["GatedFit", "GatedNetwork", "GatedProgram", "GatedSolution", "GatedSolver", "Shards", "fit_gated_bn", "whiten_shards"]
+__all__ = [
+    "Conversion",
+    "GatedFit",
+    "GatedNetwork",
+    "GatedProgram",
+    "GatedSolution",
+    "GatedSolver",
+    "Shards",
+    "fit_gated_bn",
+    "fit_gated_path",
+    "whiten_shards",
+]

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.certificate import Certificate, Evidence
+from convexbn.gated.cones import Conversion, to_relu
 from convexbn.gated.network import GatedNetwork
 from convexbn.gated.penalties import Penalty, get_penalty
 from convexbn.gated.program import GatedProgram
 from convexbn.gated.shards import Shards, whiten_shards
 from convexbn.gated.solver import GatedSolution, GatedSolver
 from convexbn.losses import Loss, get_loss
+from convexbn.solution import Status
 from convexbn.solvers.masked import MAX_MEMORY, gated_patterns
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets, real_array
 from convexbn.whitening import Whitening, whiten
@@ -58,6 +60,18 @@ class GatedFit:
     def to_torch(self) -> GatedModule:
         """The network as a small PyTorch module: see `GatedNetwork.to_torch`."""
         return self.network.to_torch()
+
+    def to_relu(self, X: npt.ArrayLike) -> Conversion:
+        """A genuine ReLU network with the same outputs on the training data X (n, d), and the price of it in the objective.
+
+        Each weight becomes a difference of two in the cone of its gate (`convexbn.gated.cones`), by a non-negative least-squares
+        problem in n unknowns for each gate and output. On other data the two models differ. Thin cones cost dearly.
+        """
+        program = self.program
+        y = program.y[:, 0] if program.y.shape[1] == 1 else program.y
+        network, data = self.network, check_data(X)
+        objective = self.certificate.objective
+        return to_relu(self.whitening, network.gates, network.weights, data, y, program.loss, program.beta, objective)
 
     def __str__(self) -> str:
         program, certificate = self.program, self.certificate
@@ -127,26 +141,107 @@ def fit_gated_bn(
     InputError
         For an argument that can't be used; the message names it and says what to do.
     """
+    prepared = _prepare(X, y, gates, loss, penalty, rank, seed, device, max_memory, shards or Shards())
+    largest = prepared.beta_max
+    strength = check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0
+    return prepared.fit(strength, solver or GatedSolver(verbose=verbose), start)
+
+
+def fit_gated_path(
+    X: npt.ArrayLike,
+    y: npt.ArrayLike,
+    *,
+    fractions: npt.ArrayLike | None = None,
+    gates: int | npt.ArrayLike = 100,
+    loss: str | Loss = "squared",
+    penalty: str | Penalty = "group",
+    rank: float | None = None,
+    solver: GatedSolver | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    max_memory: int = MAX_MEMORY,
+    shards: Shards | None = None,
+    verbose: bool = False,
+) -> tuple[GatedFit, ...]:
+    """Solve the problem of `fit_gated_bn` for many beta, from the largest down, each from the weights of the one before.
+
+    Parameters
+    ----------
+    X, y, gates, loss, penalty, rank, seed, device, max_memory, shards : as in `fit_gated_bn`; the gates are drawn once
+    fractions : of beta_max, in any order; None takes ten from 0.5 to 0.01, evenly on a log scale
+    solver : as in `fit_gated_bn`, without a checkpoint
+    verbose : show a bar for each point
+
+    Returns
+    -------
+    One fit for each beta, the largest beta first, each with its gap. Ctrl-C ends the path early; the points before it are returned.
+    """
+    given = np.geomspace(0.5, 0.01, 10) if fractions is None else real_array(fractions, "fractions")
+    if given.ndim != 1 or not len(given) or given.min() <= 0:
+        raise InputError(f"fractions have shape {given.shape}: pass a list of at least one positive number")
+    the_solver = solver or GatedSolver(verbose=verbose)
+    if the_solver.checkpoint is not None:
+        raise InputError("solver has a checkpoint, which would be one for all points: leave it out, or call fit_gated_bn for each beta")
+    prepared = _prepare(X, y, gates, loss, penalty, rank, seed, device, max_memory, shards or Shards())
+    fits: list[GatedFit] = []
+    for fraction in np.unique(given)[::-1]:
+        start = fits[-1].solution.weights if fits else None
+        fit = prepared.fit(float(fraction) * prepared.beta_max or 1.0, the_solver, start)
+        if fit.solution.status is Status.INTERRUPTED:
+            if not fits:
+                raise KeyboardInterrupt
+            break
+        fits.append(fit)
+    return tuple(fits)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """Everything that doesn't depend on beta."""
+
+    data: FloatArray
+    whitening: Whitening
+    program: GatedProgram
+    beta_max: float
+    seconds: Mapping[str, float]
+
+    def fit(self, beta: float, solver: GatedSolver, start: FloatArray | None) -> GatedFit:
+        """Solve and judge."""
+        clock, seconds = time.perf_counter(), dict(self.seconds)
+        program, whitening = self.program.with_beta(beta), self.whitening
+        solution = solver.solve(program, _checked_start(start, program.gates, program.y))
+        seconds["solve"], clock = time.perf_counter() - clock, time.perf_counter()
+        alive = solution.weights.any(axis=(1, 2))
+        network = GatedNetwork(whitening, *program.shards.gather((program.gates[alive], solution.weights[alive])))
+        certificate = judge(network, self.data, program, solution)
+        seconds["judge"] = time.perf_counter() - clock
+        return GatedFit(network, certificate, solution, program, whitening, self.beta_max, seconds)
+
+
+def _prepare(
+    X: npt.ArrayLike,
+    y: npt.ArrayLike,
+    gates: int | npt.ArrayLike,
+    loss: str | Loss,
+    penalty: str | Penalty,
+    rank: float | None,
+    seed: int,
+    device: str,
+    max_memory: int,
+    shards: Shards,
+) -> _Prepared:
+    """Check, whiten, draw gates, and build the program with beta 1."""
     clock, seconds = time.perf_counter(), {}
     data, the_loss = check_data(X), get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
-    parts = shards or Shards()
-    whitening = whiten(data, rank=rank) if parts.samples is None else whiten_shards(data, parts.samples, rank=rank)
+    whitening = whiten(data, rank=rank) if shards.samples is None else whiten_shards(data, shards.samples, rank=rank)
     seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
-    chosen = parts.part_of(choose_gates(gates, whitening, seed, distinct=parts.samples is None))
+    chosen = shards.part_of(choose_gates(gates, whitening, seed, distinct=shards.samples is None))
     columns = targets.reshape(len(data), -1)
-    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory, parts)
+    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory, shards)
     largest = program.beta_max()
-    program = program.with_beta(check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0)
-    seconds["gates"], clock = time.perf_counter() - clock, time.perf_counter()
-    the_solver = solver or GatedSolver(verbose=verbose)
-    solution = the_solver.solve(program, _checked_start(start, chosen, columns))
-    seconds["solve"], clock = time.perf_counter() - clock, time.perf_counter()
-    alive = solution.weights.any(axis=(1, 2))
-    network = GatedNetwork(whitening, *parts.gather((chosen[alive], solution.weights[alive])))
-    certificate = judge(network, data, program, solution)
-    seconds["judge"] = time.perf_counter() - clock
-    return GatedFit(network, certificate, solution, program, whitening, largest, seconds)
+    seconds["gates"] = time.perf_counter() - clock
+    return _Prepared(data, whitening, program, largest, seconds)
 
 
 def choose_gates(gates: int | npt.ArrayLike, whitening: Whitening, seed: int, *, distinct: bool = True) -> FloatArray:

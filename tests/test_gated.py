@@ -24,6 +24,8 @@ from convexbn.whitening import whiten
 
 ALL_LOSSES = (*LOSSES, Softmax())
 EXACT = GatedSolver(tolerance=1e-9, seconds=20.0)
+STEPS = replace(EXACT, method="steps")
+each_method = pytest.mark.parametrize("method", ["steps", "kernel"])
 each_loss = pytest.mark.parametrize("loss", ALL_LOSSES, ids=lambda loss: loss.name)
 each_penalty = pytest.mark.parametrize("penalty", ["group", "nuclear"])
 
@@ -60,11 +62,12 @@ def optimum_of(program: GatedProgram) -> float:
     return float(problem.solve(solver=solver, **options))
 
 
+@each_method
 @each_loss
-def test_one_output_against_cvxpy(loss: Loss):
+def test_one_output_against_cvxpy(loss: Loss, method: str):
     program = random_program(loss, outputs=3 if loss.name == "softmax" else 1)
-    tolerance = 1e-3 if loss.name == "hinge" else 1e-6  # its kinks are smoothed, the sharper the slower
-    solution = GatedSolver(tolerance=tolerance).solve(program)
+    tolerance = 1e-2 if (loss.name, method) == ("hinge", "steps") else 1e-6  # its kinks are smoothed, the sharper the slower
+    solution = GatedSolver(tolerance=tolerance, method=method).solve(program)
     assert solution.status is Status.OPTIMAL
     optimum = optimum_of(program)
     assert solution.bound <= optimum * (1.0 + 1e-6)
@@ -75,9 +78,11 @@ def test_one_output_against_cvxpy(loss: Loss):
 @pytest.mark.parametrize("loss", [Squared(), Huber(0.7), Softmax()], ids=lambda loss: loss.name)
 def test_several_outputs_against_cvxpy(loss: Loss, penalty: str):
     program = random_program(loss, penalty, outputs=3)
-    solution = EXACT.solve(program)
-    assert solution.objective == pytest.approx(optimum_of(program), rel=1e-6)
-    assert solution.relative_gap <= 1e-9
+    optimum = optimum_of(program)
+    for method in ("steps", "kernel"):
+        solution = GatedSolver(tolerance=1e-7, method=method, seconds=20.0).solve(program)
+        assert solution.objective == pytest.approx(optimum, rel=1e-6)
+        assert solution.relative_gap <= 1e-7
 
 
 @each_penalty
@@ -95,9 +100,10 @@ def test_a_problem_built_backwards_from_its_optimum(penalty: str):
     weights[best] = 0.7 * (gradient[best] if penalty == "group" else torch.outer(left[:, 0], right[0]))
     built = replace(program, y=program.predictions(weights) + 0.3 * v, beta=0.3)
     expected = 0.5 * 0.09 * np.sum(v**2) + 0.3 * float(program.penalty.norms(weights).sum())
-    solution = EXACT.solve(built)
-    assert solution.objective == pytest.approx(expected, rel=1e-8)
-    assert solution.bound == pytest.approx(expected, rel=1e-8)
+    for solver in (EXACT, STEPS):
+        solution = solver.solve(built)
+        assert solution.objective == pytest.approx(expected, rel=1e-8)
+        assert solution.bound == pytest.approx(expected, rel=1e-8)
 
 
 @each_penalty
@@ -148,7 +154,7 @@ def test_nothing_from_beta_max_on(loss: Loss):
 @pytest.mark.parametrize("precision", ["mixed", "float64", "float32"])
 def test_precisions_agree(precision: str):
     program = random_program(Squared(), outputs=2)
-    solution = GatedSolver(tolerance=1e-5, precision=precision).solve(program)
+    solution = GatedSolver(tolerance=1e-5, precision=precision, method="steps").solve(program)
     exact = EXACT.solve(program)
     assert solution.relative_gap <= 1e-5
     assert exact.bound * (1.0 - 1e-12) <= solution.objective <= exact.objective * (1.0 + 1.1e-5)
@@ -225,7 +231,7 @@ def test_rank_truncates():
 
 def test_a_start_saves_steps_and_an_answer_needs_none():
     program = random_program(Squared(), outputs=2)
-    solver = GatedSolver(tolerance=1e-6)
+    solver = GatedSolver(tolerance=1e-6, method="steps")
     cold = solver.solve(program)
     near = solver.solve(program.with_beta(0.97 * program.beta), cold.weights)
     assert near.iterations < solver.solve(program.with_beta(0.97 * program.beta)).iterations
@@ -235,7 +241,7 @@ def test_a_start_saves_steps_and_an_answer_needs_none():
 def test_a_checkpoint_is_taken_up(tmp_path):
     program = random_program(Squared(), outputs=2, gates=6)
     file = tmp_path / "run.npz"
-    whole = GatedSolver(tolerance=1e-8, precision="float64").solve(program)
+    whole = GatedSolver(tolerance=1e-8, precision="float64", method="steps").solve(program)
     part = GatedSolver(tolerance=1e-8, precision="float64", checkpoint=file, iterations=15).solve(program)
     assert part.status is Status.LIMIT
     rest = GatedSolver(tolerance=1e-8, precision="float64", checkpoint=file).solve(program)
@@ -246,13 +252,14 @@ def test_a_checkpoint_is_taken_up(tmp_path):
         GatedSolver(tolerance=1e-8, precision="float64", checkpoint=file).solve(program.with_beta(2.0))
 
 
-def test_an_interrupt_returns_what_is_there_with_its_gap():
+@each_method
+def test_an_interrupt_returns_what_is_there_with_its_gap(method: str):
     X = np.random.default_rng(8).standard_normal((400, 20))
     whitening = whiten(X)
     program = GatedProgram(whitening.basis, choose_gates(200, whitening, 0), targets_for(Squared(), 400, 1)[:, None], Squared(), 1e-4)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    solution = GatedSolver(tolerance=1e-15, seconds=30.0).solve(program)
+    solution = GatedSolver(tolerance=1e-15, seconds=30.0, method=method).solve(program)
     assert solution.status is Status.INTERRUPTED
     assert np.isfinite(solution.relative_gap)
     assert program.objective(torch.as_tensor(solution.weights)) == pytest.approx(solution.objective, rel=1e-12)
@@ -279,11 +286,25 @@ def test_bad_arguments_are_named(options: dict[str, object], message: str):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"tolerance": 0.0}, "tolerance"), ({"iterations": 0}, "iterations"), ({"precision": "half"}, "precision = 'half' is unknown")],
+    [
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"iterations": 0}, "iterations"),
+        ({"precision": "half"}, "precision = 'half' is unknown"),
+        ({"method": "adam"}, "method = 'adam'"),
+    ],
 )
 def test_settings_are_checked(options: dict[str, object], message: str):
     with pytest.raises(InputError, match=message):
         GatedSolver(**options)
+
+
+def test_a_kernel_that_can_not_be_is_refused(tmp_path):
+    program = random_program(Squared())
+    for solver in (GatedSolver(method="kernel", precision="float32"), GatedSolver(method="kernel", checkpoint=tmp_path / "file")):
+        with pytest.raises(InputError, match="^method = 'kernel' needs one process"):
+            solver.solve(program)
+    with pytest.raises(InputError, match="^method = 'kernel' needs one process"):
+        GatedSolver(method="kernel").solve(replace(program, max_memory=5000))
 
 
 def test_hinge_and_logistic_take_their_labels_only():

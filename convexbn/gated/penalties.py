@@ -54,12 +54,11 @@ class GroupNorm:
 
     def prox(self, points: torch.Tensor, step: float) -> tuple[torch.Tensor, Slope]:
         """(1 - step / ||Z_i||)_+ Z_i, with the slope (1 - step / ||Z||) I + step Z Z^T / ||Z||^3 where that is not 0."""
-        norms = self.norms(points)[:, None, None]
-        alive = norms > step
-        shrink = (1.0 - step / norms.where(alive, norms.new_ones(()))) * alive
-        twist = step / norms.where(alive, norms.new_ones(())) ** 3 * alive
+        norms = self.norms(points)[:, None, None].clamp_min(step)
+        shrink = 1.0 - step / norms
 
         def slope(change: torch.Tensor) -> torch.Tensor:
+            twist = step / norms**3 * (norms > step)
             return shrink * change + twist * (points * change).sum((1, 2), keepdim=True) * points
 
         return shrink * points, slope

@@ -105,7 +105,7 @@ class GatedProgram:
         def value(t: float) -> float:
             return self.shards.total_over_samples(-self.loss.conjugate(-t * v, self.y))
 
-        inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded").x
+        inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded", options={"maxiter": 12}).x
         candidates = [(value(t), t) for t in (0.0, float(inner), min(1.0, top), top)]
         return max(candidates)
 

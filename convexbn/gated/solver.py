@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from convexbn.gated import kernel
 from convexbn.gated.descent import FIRST_WIDTH, Descent, smooth
 from convexbn.gated.program import GatedProgram
 from convexbn.progress import gap_bar
@@ -75,6 +76,8 @@ class GatedSolver:
     tolerance : of the relative gap
     iterations : at most so many steps
     seconds : and at most for so long
+    method : "steps" as above; "kernel", ADMM with a Cholesky factor of an n x n kernel, exact also for losses with kinks
+        (`convexbn.gated.kernel`); "auto" takes the kernel for up to 3000 samples on one processor, where no checkpoint is asked for
     precision : of the products: "float32", "float64", or "mixed", which goes over from one to the other at a gap of 1e-4. On a GPU
         PyTorch's own setting allows or forbids TF32. Objective and bound are in float64 whatever this is
     checkpoint : a file to which the state is written at each look at the gap; a run that finds its own there goes on from it
@@ -84,6 +87,7 @@ class GatedSolver:
     tolerance: float = 1e-4
     iterations: int = 10_000
     seconds: float = 600.0
+    method: str = "auto"
     precision: str = "mixed"
     checkpoint: str | os.PathLike[str] | None = None
     verbose: bool = False
@@ -92,6 +96,8 @@ class GatedSolver:
         check_positive(self.tolerance, "tolerance")
         check_positive(self.seconds, "seconds")
         check_count(self.iterations, "iterations")
+        if self.method not in ("auto", "steps", "kernel"):
+            raise InputError(f"method = {self.method!r} is unknown: choose 'auto', 'steps' or 'kernel'")
         if self.precision not in ("float32", "float64", "mixed"):
             raise InputError(f"precision = {self.precision!r} is unknown: choose 'mixed', 'float64' or 'float32'")
 
@@ -107,11 +113,26 @@ class GatedSolver:
         scaled = replace(program, y=program.y / unit, loss=program.loss.rescaled(unit), beta=program.beta / unit)
         scaled.__dict__["operator"] = program.operator
         run = _Run(scaled, self, None if start is None else start / unit)
-        status = run.finish()
+        status = run.by_kernel() if self.takes_kernel(scaled) else run.by_steps()
         weights = unit * run.weights.cpu().numpy()
         trace = tuple(replace(entry, objective=entry.objective * unit**2) for entry in run.trace)
         objective, bound = run.objective * unit**2, run.bound * unit**2
         return GatedSolution(weights, objective, bound, unit * run.dual, status, run.iterations, run.elapsed(), trace)
+
+    def takes_kernel(self, program: GatedProgram) -> bool:
+        """Whether the kernel is the method for this program.
+
+        Raises
+        ------
+        InputError
+            Where it is asked for and can't be.
+        """
+        possible = kernel.fits(program) and self.checkpoint is None and self.precision != "float32"
+        if self.method == "kernel" and not possible:
+            raise InputError(
+                "method = 'kernel' needs one process, device='cpu', no checkpoint, float64 and 24 n^2 bytes of max_memory: use 'steps'"
+            )
+        return self.method == "kernel" or (self.method == "auto" and possible and len(program.basis) <= kernel.SAMPLES)
 
 
 def _unit(program: GatedProgram) -> float:
@@ -128,6 +149,7 @@ class _Run:
         import torch
 
         self.program, self.settings = program, settings
+        self.start = start
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         self.gates = torch.as_tensor(program.gates, device=program.device)
         shape = (*program.gates.shape, program.y.shape[1])
@@ -138,11 +160,38 @@ class _Run:
         self.iterations, self.before, self.begin = 0, 0.0, time.perf_counter()
         self.trace: list[Round] = []
         self.reached, self.stalled = np.inf, False
-        self.descent = self.descend(self.choose(self.look(FIRST_WIDTH)), FIRST_WIDTH)
+        self.worths = self.look(FIRST_WIDTH)
+
+    def by_kernel(self) -> Status:
+        """Iterations of ADMM until the gap is reached, or a limit."""
+        settings, iterate = self.settings, kernel.KernelIterate(self.program, self.weights)
+        status = Status.LIMIT
+        with gap_bar(settings.tolerance, shown=settings.verbose) as show:
+            try:
+                while self.gap > settings.tolerance and not self.exhausted():
+                    for _ in range(kernel.CHECK):
+                        iterate.step()
+                    self.iterations, gap = iterate.iterations, iterate.gap()
+                    show(gap)
+                    if gap <= settings.tolerance:
+                        self.weights = iterate.weights
+                        self.look_at(iterate.dual())
+            except KeyboardInterrupt:
+                status = Status.INTERRUPTED
+        self.weights = iterate.weights
+        if self.gap > settings.tolerance:
+            self.look_at(iterate.dual())
+        return Status.OPTIMAL if self.gap <= settings.tolerance else status
+
+    def by_steps(self) -> Status:
+        """Proximal steps until the gap is reached, or a limit."""
+        settings, program = self.settings, self.program
+        self.descent = self.descend(self.choose(self.worths), FIRST_WIDTH)
         if settings.checkpoint is not None:
-            same = settings.tolerance, settings.precision, start
+            same = settings.tolerance, settings.precision, self.start
             self.name = fingerprint(program.basis, program.gates, program.y, program.beta, program.loss, program.penalty, same)
             self.load(load_checkpoint(settings.checkpoint, self.name))
+        return self.finish()
 
     def elapsed(self) -> float:
         """Seconds since the start, those before a break included."""
@@ -160,7 +209,11 @@ class _Run:
         """
         program = self.program
         predictions = program.predictions(self.weights)
-        v = -program.loss.project(smooth(program.loss, width).gradient(predictions, program.y), program.y)
+        return self.look_at(-program.loss.project(smooth(program.loss, width).gradient(predictions, program.y), program.y), predictions)
+
+    def look_at(self, v: FloatArray, predictions: FloatArray | None = None) -> torch.Tensor:
+        """The same with another dual point V, in the domain of the conjugate."""
+        program = self.program
         worths = program.worths(v)
         bound, scale = program.bound(v, program.shards.largest(worths))
         self.objective = program.objective(self.weights, predictions)

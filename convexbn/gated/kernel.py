@@ -1,0 +1,123 @@
+"""Gated programs of few samples by ADMM with an exact linear solve: one n x n Cholesky factor, whatever the number of arrangements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from convexbn.gated.program import GatedProgram
+from convexbn.validation import FloatArray
+
+if TYPE_CHECKING:
+    import torch
+
+OVER = 1.7  # over-relaxation
+TRACE = 0.2  # the stiffness of the weights, in units of the mean eigenvalue of the kernel
+KINKED = 0.3  # the stiffness of the predictions for losses without curvature
+CHECK = 5  # iterations between looks at the gap
+BALANCE = (10, 20, 40, 80, 160, 320)  # iterations after which the two residuals are balanced
+UNBALANCED = 3.0
+SAMPLES = 3000  # up to which it is the faster method
+
+
+def fits(program: GatedProgram) -> bool:
+    """Whether the method may be taken: one process, a processor, and memory for three n x n arrays."""
+    alone = program.shards.arrangements is None and program.shards.samples is None
+    return alone and program.device == "cpu" and 24 * len(program.basis) ** 2 <= program.max_memory
+
+
+@dataclass
+class KernelIterate:
+    """The iterate of ADMM on  min L(f) + beta sum_i ||S_i||  subject to f = A S, in scaled form.
+
+    Projection on the graph { (Z, g) : g = A Z } needs (r I + A A^T)^{-1}, r the quotient of the two stiffnesses, and
+    A A^T = (U'U'^T) o (D^T D), entry by entry, D (P, n) the masks: n x n whatever P is. The quotient stays, so it is factored once;
+    the common stiffness changes freely. S and f meet the proximal maps of the penalty and of the loss. Source: Boyd, Parikh, Chu,
+    Peleato and Eckstein 2011 (ADMM), Parikh and Boyd 2014 (graph form).
+    """
+
+    program: GatedProgram
+    weights: torch.Tensor
+
+    def __post_init__(self) -> None:
+        program = self.program
+        masks = np.unpackbits(program.operator.bits.numpy(), axis=1)[:, : len(program.gates)].astype(np.float64)
+        kernel = (program.basis @ program.basis.T) * (masks @ masks.T)
+        self.quotient = TRACE * float(np.trace(kernel)) / len(kernel)
+        self.solve = _solver(kernel, self.quotient)
+        smoothness = program.loss.smoothness
+        self.stiffness = KINKED if not np.isfinite(smoothness) else min(smoothness, 0.8 * smoothness**2)
+        self.shift = self.weights * 0.0
+        self.f = self.forward(self.weights)
+        self.f_shift = np.zeros_like(self.f)
+        self.iterations = 0
+
+    def forward(self, weights: torch.Tensor) -> FloatArray:
+        """A S, (n, C)."""
+        predictions: FloatArray = self.program.operator.forward(weights).numpy()
+        return predictions
+
+    def adjoint(self, v: FloatArray) -> torch.Tensor:
+        """A^T V, (P, r+1, C)."""
+        import torch
+
+        return self.program.operator.adjoint(torch.as_tensor(v))
+
+    def step(self) -> None:
+        """One iteration; the stiffness is balanced now and then."""
+        program, penalty_stiffness = self.program, self.quotient * self.stiffness
+        centre, target = self.weights - self.shift, self.f - self.f_shift
+        multiplier = self.solve(target - self.forward(centre))
+        image = self.adjoint(multiplier)
+        raised = OVER * (centre + image) + (1.0 - OVER) * self.weights + self.shift
+        f_raised = OVER * (target - self.quotient * multiplier) + (1.0 - OVER) * self.f + self.f_shift
+        weights = program.penalty.prox(raised, program.beta / penalty_stiffness)[0]
+        f = program.loss.prox(f_raised, program.y, 1.0 / self.stiffness)
+        moved = float((weights - self.weights).norm()), float(np.linalg.norm(f - self.f))
+        apart = float((centre + image - weights).norm()), float(np.linalg.norm(target - self.quotient * multiplier - f))
+        self.shift, self.f_shift, self.weights, self.f = raised - weights, f_raised - f, weights, f
+        self.iterations += 1
+        if self.iterations in BALANCE:
+            self.balance(np.hypot(self.quotient**0.5 * apart[0], apart[1]), np.hypot(self.quotient**0.5 * moved[0], moved[1]))
+
+    def balance(self, apart: float, moved: float) -> None:
+        """Stiffer where the copies are far apart, softer where the iterate moves too much, relative to their sizes."""
+        copies = np.hypot(self.quotient**0.5 * float(self.weights.norm()), np.linalg.norm(self.f))
+        shifts = np.hypot(self.quotient**0.5 * float(self.shift.norm()), np.linalg.norm(self.f_shift))
+        ratio = (apart * shifts) / (moved * copies) if moved * copies > 0 else 1.0
+        if ratio > UNBALANCED or ratio * UNBALANCED < 1.0:
+            factor = float(np.clip(np.sqrt(ratio), 0.2, 5.0))
+            self.stiffness *= factor
+            self.shift, self.f_shift = self.shift / factor, self.f_shift / factor
+
+    def dual(self) -> FloatArray:
+        """(n, C) minus the gradient of the loss at f, by its proximal map: in the domain of the conjugate, also at kinks."""
+        point: FloatArray = -self.program.loss.project(self.stiffness * self.f_shift, self.program.y)
+        return point
+
+    def gap(self) -> float:
+        """The relative gap of the weights, with the dual point scaled down to where it is feasible."""
+        program, v = self.program, self.dual()
+        f = self.forward(self.weights)
+        objective = program.loss.value(f, program.y) + program.beta * float(program.penalty.norms(self.weights).sum())
+        price = float(program.penalty.dual_norms(self.adjoint(v)).amax())
+        bound = -program.loss.conjugate(-v * min(1.0, program.beta / price if price > 0 else 1.0), program.y)
+        return (objective - bound) / objective if objective > 0 else 0.0
+
+
+def _solver(kernel: FloatArray, quotient: float) -> Callable[[FloatArray], FloatArray]:
+    """The inverse of quotient I + kernel as a map of (n, C)."""
+    from scipy.linalg import lapack
+
+    kernel[np.diag_indices_from(kernel)] += quotient
+    factor, failed = lapack.dpotrf(kernel.T, lower=1, overwrite_a=1, clean=0)
+    assert failed == 0, "a positive multiple of the identity is added"
+
+    def solve(right: FloatArray) -> FloatArray:
+        solution: FloatArray = lapack.dpotrs(factor, right, lower=1)[0]
+        return solution
+
+    return solve

@@ -301,9 +301,9 @@ def test_settings_are_checked(options: dict[str, object], message: str):
 def test_a_kernel_that_can_not_be_is_refused(tmp_path):
     program = random_program(Squared())
     for solver in (GatedSolver(method="kernel", precision="float32"), GatedSolver(method="kernel", checkpoint=tmp_path / "file")):
-        with pytest.raises(InputError, match="^method = 'kernel' needs one process"):
+        with pytest.raises(InputError, match=r"^method = 'kernel' needs one process"):
             solver.solve(program)
-    with pytest.raises(InputError, match="^method = 'kernel' needs one process"):
+    with pytest.raises(InputError, match=r"^method = 'kernel' needs one process"):
         GatedSolver(method="kernel").solve(replace(program, max_memory=5000))
 
 

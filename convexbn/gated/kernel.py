@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 OVER = 1.7  # over-relaxation
 TRACE = 0.2  # the stiffness of the weights, in units of the mean eigenvalue of the kernel
 KINKED = 0.3  # the stiffness of the predictions for losses without curvature
-CHECK = 5  # iterations between looks at the gap
+KERNEL_CHECK = 5  # iterations between looks at the gap
 BALANCE = (10, 20, 40, 80, 160, 320)  # iterations after which the two residuals are balanced
 UNBALANCED = 3.0
 SAMPLES = 3000  # up to which it is the faster method
 
 
-def fits(program: GatedProgram) -> bool:
+def fits_kernel(program: GatedProgram) -> bool:
     """Whether the method may be taken: one process, a processor, and memory for three n x n arrays."""
     alone = program.shards.arrangements is None and program.shards.samples is None
     return alone and program.device == "cpu" and 24 * len(program.basis) ** 2 <= program.max_memory

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from convexbn.gated import kernel
 from convexbn.gated.descent import FIRST_WIDTH, Descent, smooth
+from convexbn.gated.kernel import KERNEL_CHECK, SAMPLES, KernelIterate, fits_kernel
 from convexbn.gated.program import GatedProgram
 from convexbn.progress import gap_bar
 from convexbn.solution import Round, Status
@@ -127,12 +127,12 @@ class GatedSolver:
         InputError
             Where it is asked for and can't be.
         """
-        possible = kernel.fits(program) and self.checkpoint is None and self.precision != "float32"
+        possible = fits_kernel(program) and self.checkpoint is None and self.precision != "float32"
         if self.method == "kernel" and not possible:
             raise InputError(
                 "method = 'kernel' needs one process, device='cpu', no checkpoint, float64 and 24 n^2 bytes of max_memory: use 'steps'"
             )
-        return self.method == "kernel" or (self.method == "auto" and possible and len(program.basis) <= kernel.SAMPLES)
+        return self.method == "kernel" or (self.method == "auto" and possible and len(program.basis) <= SAMPLES)
 
 
 def _unit(program: GatedProgram) -> float:
@@ -164,12 +164,12 @@ class _Run:
 
     def by_kernel(self) -> Status:
         """Iterations of ADMM until the gap is reached, or a limit."""
-        settings, iterate = self.settings, kernel.KernelIterate(self.program, self.weights)
+        settings, iterate = self.settings, KernelIterate(self.program, self.weights)
         status = Status.LIMIT
         with gap_bar(settings.tolerance, shown=settings.verbose) as show:
             try:
                 while self.gap > settings.tolerance and not self.exhausted():
-                    for _ in range(kernel.CHECK):
+                    for _ in range(KERNEL_CHECK):
                         iterate.step()
                     self.iterations, gap = iterate.iterations, iterate.gap()
                     show(gap)

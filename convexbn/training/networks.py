@@ -57,6 +57,7 @@ def train_networks(
     epochs: int = 1000,
     batch_size: int | None = None,
     coordinates: str = "whitened",
+    rank: float | None = None,
     validation: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     patience: int | None = None,
     snapshots: Sequence[int] = (),
@@ -83,8 +84,9 @@ def train_networks(
         the zero network; they need no unit
     epochs, batch_size, patience, verbose : of the `Plan`; an epoch of one batch is one step
     coordinates : "whitened" moves the q_j = Sigma V^T w_j, in which methods do better than on standardised columns; there BN over
-        all samples costs no pass over them, as ||Pi X w_j|| = ||q_j||. "raw" moves the w_j of X, its columns divided by
-        powers of two near their spread: a step then moves q_j along direction k by sigma_k^2 / (mean of sigma^2) times as much
+        all samples costs no pass over them, as ||Pi X w_j|| = ||q_j||. "raw" moves the w_j themselves: a
+        step then moves q_j along direction k by sigma_k^2 / (mean of sigma^2) times as much
+    rank : principal directions that the networks read, as in `fit_convex_bn`
     validation : inputs (k, d) and targets whose loss, with the statistics of all training samples, chooses the iterate
     snapshots : epochs whose networks to return
     seed : of the starts and of the batches
@@ -111,7 +113,8 @@ def train_networks(
     plan = Plan(epochs, batch_size, patience, check_count(seed, "seed", 0), verbose)
     if batch_size is not None and batch_size > len(data):
         raise InputError(f"batch_size = {batch_size} is larger than the {len(data)} samples of X: leave it out to take them all")
-    whitening = whiten(data)
+    # A rank, be it the full one, keeps the relative units of the columns, and so the directions and Sigma of X itself.
+    whitening = whiten(data, rank=min(data.shape) if rank is None and coordinates == "raw" else rank)
     size = math.sqrt((float(np.linalg.norm(targets)) or 1.0) / check_count(width, "width"))
     place = torch.empty(0, device=device, dtype=torch.float64 if dtype is None else dtype)
     problem = Problem(

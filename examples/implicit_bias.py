@@ -55,16 +55,16 @@ class Result:
     rank: int
 
 
-def tasks(samples: int) -> list[Task]:
+def tasks(samples: int, directions: int) -> list[Task]:
     """Made and real data."""
     random = np.random.default_rng(0)
-    Z, W, v = random.standard_normal((samples + 2000, 50)), random.standard_normal((8, 4)), random.standard_normal(8)
+    Z, W, v = random.standard_normal((samples + 2000, directions)), random.standard_normal((8, 4)), random.standard_normal(8)
     clean = np.maximum(Z[:, :4] @ W.T, 0.0) @ v
     noise = 0.5 * random.standard_normal(len(Z)) * (np.arange(len(Z)) < samples)
     X, kind = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(X))
     return [
-        split("made data", Z / np.arange(1, 51), (clean - clean.mean()) / clean.std() + noise, samples),
+        split("made data", Z / np.arange(1, directions + 1), (clean - clean.mean()) / clean.std() + noise, samples),
         split("digits, even or odd", X[order], np.where(kind[order] % 2 == 0, 1.0, -1.0), 2 * samples),
     ]
 
@@ -200,8 +200,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds: fewer samples and epochs, made data alone")
     parser.add_argument("--picture", type=Path, metavar="PATH")
     arguments = parser.parse_args()
-    samples, epochs, count = (60, 30, 1) if arguments.quick else (200, 3000, 2)
-    results = [solve(task, epochs) for task in tasks(samples)[:count]]
+    samples, directions, epochs, count = (40, 6, 30, 1) if arguments.quick else (200, 50, 3000, 2)
+    results = [solve(task, epochs) for task in tasks(samples, directions)[:count]]
     print_table(results)
     if arguments.picture:
         draw(results, arguments.picture)

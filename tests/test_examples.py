@@ -97,3 +97,14 @@ def test_the_compile_time_benchmark_prints_both_times():
     text = printed("benchmark/compile_time.py", "--samples", "60", "--features", "2", "--arrangements", "8")
     assert "n=60, d=2, P=8" in text
     assert float(text.rsplit("=", 1)[1]) > 0
+
+
+def test_the_implicit_bias_of_descent_is_printed_and_drawn(tmp_path):
+    picture = tmp_path / "new" / "bias.png"
+    text = printed("implicit_bias.py", "--quick", "--picture", str(picture))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    assert [row[1].split(",")[0] for row in rows] == ["descent", "descent", "convex", "convex"]
+    assert rows[3][1].split()[-1] in {"2", "4", "8", "16", "32"}
+    assert all(0.0 < float(row[4]) < 3.0 for row in rows)
+    with Image.open(picture) as drawn:
+        assert drawn.width >= 1200

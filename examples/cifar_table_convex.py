@@ -1,0 +1,95 @@
+"""The rows of `cifar_table.py` that are trained by convex programs, squared loss on one-hot targets, and exported to PyTorch."""
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from cifar_table_data import Part, Settings, Trained
+from convexbn import Certificate, Evidence, Network, SlidingFrankWolfe, Squared, beta_max, fit_convex_bn, to_torch, whiten
+from convexbn.features import random_layers
+from convexbn.gated import GatedNetwork, GatedProgram, GatedSolver
+from convexbn.gated.fit import choose_gates, judge
+
+LOOSE = 0.5  # relative gap: a proof that is looser says less than the estimate
+
+
+def trained(model: nn.Module, certificate: Certificate) -> Trained:
+    """With the certificate's bound and its word; where the proof is loose, with the estimate, which is called that."""
+    loose = certificate.relative_gap > LOOSE
+    bound, evidence = (certificate.estimate, Evidence.ESTIMATED) if loose else (certificate.bound, certificate.evidence)
+    return Trained(model, certificate.objective, bound, evidence.value)
+
+
+def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
+    """The gated program over random gates, with beta as a fraction of its beta_max. Not a ReLU network."""
+    pixels = part.pixels
+    whitening = whiten(pixels, rank=settings["rank"])
+    gates = choose_gates(settings["gates"], whitening.basis, seed)
+    program = GatedProgram(whitening.basis, gates, part.targets, Squared(), 1.0, device=device)
+    program = program.with_beta(settings["fraction"] * program.beta_max())
+    solver = GatedSolver(tolerance=settings["tolerance"], iterations=settings["iterations"], precision="float32", verbose=True)
+    solution = solver.solve(program)
+    alive = solution.weights.any(axis=(1, 2))
+    network = GatedNetwork(whitening, gates[alive], solution.weights[alive])
+    return trained(nn.Sequential(nn.Flatten(), network.to_torch()), judge(network, pixels, program, solution))
+
+
+def all_arrangements(part: Part, settings: Settings, seed: int, device: str) -> Trained:
+    """The ReLU network over all arrangements, on pixels or, with `patch`, on the patches of the images."""
+    data: Any = part.images / 255.0 if "patch" in settings else part.pixels
+    reading = {name: settings[name] for name in ("rank", "patch", "stride") if name in settings}
+    fit = fit_convex_bn(
+        data,
+        part.targets,
+        beta=settings["fraction"] * beta_max(data, part.targets, **reading),
+        solver=SlidingFrankWolfe(tolerance=settings["tolerance"], seconds=settings["seconds"], seed=seed),
+        proof_seconds=settings["proof_seconds"],
+        verbose=True,
+        **reading,
+    )
+    flatten = [] if "patch" in settings else [nn.Flatten()]
+    return trained(nn.Sequential(*flatten, *fit.to_torch()), fit.certificate)
+
+
+def sampled_arrangements(part: Part, settings: Settings, seed: int, device: str) -> Trained:
+    """The ReLU network over sampled arrangements, a program for each class: one against the rest, which is another, larger penalty.
+
+    Objectives and bounds add up. The networks become one, whose outputs are theirs.
+    """
+    pixels = part.pixels
+    fits = [
+        fit_convex_bn(
+            pixels,
+            targets,
+            beta=settings["fraction"] * beta_max(pixels, targets, rank=settings["rank"]),
+            rank=settings["rank"],
+            arrangements=settings["arrangements"],
+            seed=seed,
+            verbose=True,
+        )
+        for targets in part.targets.T
+    ]
+    objective, bound = (sum(getattr(fit.certificate, name) for fit in fits) for name in ("objective", "bound"))
+    model = nn.Sequential(nn.Flatten(), *to_torch(side_by_side([fit.network for fit in fits])))
+    return Trained(model, objective, bound, fits[0].certificate.evidence.value)
+
+
+def side_by_side(networks: list[Network]) -> Network:
+    """One network with an output for each of these, which have one."""
+    columns = {name: np.concatenate([getattr(n, name) for n in networks]) for name in ("weights", "centre", "norm", "gain", "shift")}
+    outputs = np.zeros((len(columns["gain"]), len(networks)))
+    start = 0
+    for output, network in enumerate(networks):
+        outputs[start : start + len(network.outputs), output] = network.outputs[:, 0]
+        start += len(network.outputs)
+    return Network(**columns, outputs=outputs, samples=networks[0].samples)
+
+
+def closed_form(part: Part, settings: Settings, seed: int, device: str) -> Trained:
+    """The optimum at n <= d, of any depth: the last two layers in closed form, on random layers below them."""
+    below = [settings["width"]] * (settings["depth"] - 2)
+    pixels = part.pixels
+    features = random_layers(pixels, below, seed=seed) if below else None
+    fit = fit_convex_bn(pixels, part.targets, beta=part.square_beta(settings["fraction"]), features=features, solver="closed form")
+    return trained(nn.Sequential(nn.Flatten(), *fit.to_torch()), fit.certificate)

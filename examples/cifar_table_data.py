@@ -1,0 +1,111 @@
+"""The images of `cifar_table.py`: training, validation and test parts, and the rows that are fitted on them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from convexbn.datasets import read_cifar10, read_cifar100
+from convexbn.training import evaluate
+
+VALIDATION = 0.1  # of the training images
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images (n, 3, 32, 32) of bytes, and their labels (n,) out of so many classes."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: int
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """(n, 3, 32, 32) float32, from 0 to 1."""
+        return torch.as_tensor(self.images).float() / 255.0
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(n, 3072) float64, from 0 to 1."""
+        return self.images.reshape(len(self.images), -1) / 255.0
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(n, C) one-hot rows."""
+        one_hot: np.ndarray = np.eye(self.classes)[self.labels]
+        return one_hot
+
+    def first(self, count: int | None) -> "Part":
+        """The first so many; they come in a random order."""
+        return Part(self.images[:count], self.labels[:count], self.classes)
+
+    def square_beta(self, fraction: float) -> float:
+        """That fraction of beta_max for the squared loss where n <= d: the norm of the largest column of the targets."""
+        return fraction * float(np.sqrt(np.bincount(self.labels).max()))
+
+    def accuracy(self, model: torch.nn.Module) -> float:
+        """The share of images whose largest output is that of their class; the images go to the model as they are."""
+        return float(np.mean(evaluate(model, self.inputs).argmax(axis=1) == self.labels))
+
+
+@dataclass(frozen=True)
+class Split:
+    """What choices are made on, and the test part, which each row reads once a seed, at its end."""
+
+    train: Part
+    validation: Part
+    whole: Part
+    test: Part
+
+
+def load(dataset: str, folder: Path, most: int | None = None) -> Split:
+    """The official files, or a subset in their format, the training images in one random order; at most so many of each part."""
+    data = read_cifar10(folder) if dataset == "cifar10" else read_cifar100(folder)
+    order = np.random.default_rng(0).permutation(len(data.train_labels))[:most]
+    tests = np.random.default_rng(1).permutation(len(data.test_labels))[:most]
+    classes = len(data.class_names)
+    whole = Part(data.train_images[order], data.train_labels[order], classes)
+    count = len(order) - max(1, int(VALIDATION * len(order)))
+    held = Part(whole.images[count:], whole.labels[count:], classes)
+    return Split(whole.first(count), held, whole, Part(data.test_images[tests], data.test_labels[tests], classes))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model from images to outputs, and what is known of its objective on the images it was trained on."""
+
+    model: torch.nn.Module
+    objective: float | None = None
+    bound: float | None = None
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes
+    ----------
+    table : the heading that it stands under
+    name : of the method
+    fit : (images, settings, seed, device) to a trained model
+    grid : settings that the validation images choose from; one alone is no choice
+    shared : settings of all of them
+    final : what is different in the final fits, on all training images
+    samples, choice_samples : training images of the final fits and of the choice; None takes all
+    seeds : of the final fits
+    """
+
+    table: str
+    name: str
+    fit: Callable[[Part, Settings, int, str], Trained]
+    grid: tuple[Settings, ...] = ({},)
+    shared: Settings = field(default_factory=dict)
+    final: Settings = field(default_factory=dict)
+    samples: int | None = None
+    choice_samples: int | None = None
+    seeds: int = 1

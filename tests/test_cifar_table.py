@@ -1,0 +1,177 @@
+"""The tables on CIFAR: choices never see the test images, results survive an interrupt, and accuracies are those of PyTorch models."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import cifar_table as table
+import cifar_table_convex as convex
+import cifar_table_descent as descent
+from cifar_table_data import Part, Row, Split, Trained, load
+from cifar_table_report import markdown
+from convexbn import Squared, fit_convex_bn
+
+SCRIPT = Path(__file__).parents[1] / "examples/cifar_table.py"
+EXACT = os.environ.get("CONVEXBN_CIFAR")
+
+
+def batch(samples: int, seed: int) -> dict[str, object]:
+    """Noise around a colour for each class, in the official format."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.arange(samples) % 10)
+    colours = np.random.default_rng(0).integers(60, 200, (10, 3072))
+    noise = generator.integers(-60, 60, (samples, 3072))
+    return {"data": np.clip(colours[labels] + noise, 0, 255).astype(np.uint8), "labels": labels.tolist()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("cifar") / "cifar-10-batches-py"
+    place.mkdir()
+    files = {f"data_batch_{i}": batch(20, i) for i in range(1, 6)}
+    files |= {"test_batch": batch(30, 9), "batches.meta": {"label_names": [f"class {i}" for i in range(10)]}}
+    for name, content in files.items():
+        (place / name).write_bytes(pickle.dumps(content))
+    return place.parent
+
+
+@pytest.fixture(scope="module")
+def split(folder) -> Split:
+    return load("cifar10", folder)
+
+
+def run(*arguments: str) -> str:
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def test_the_parts_have_no_image_in_common_and_the_whole_is_two_of_them(split):
+    images = {part.images.tobytes() for part in (split.train.first(1), split.validation.first(1), split.test.first(1))}
+    assert len(images) == 3
+    assert [len(part.labels) for part in (split.train, split.validation, split.whole, split.test)] == [90, 10, 100, 30]
+    np.testing.assert_array_equal(np.concatenate([split.train.labels, split.validation.labels]), split.whole.labels)
+
+
+def test_the_script_writes_the_tables_and_goes_on_where_it_stopped(folder, tmp_path):
+    rows = "0", "2", "4", "12", "14"
+    arguments = "--data", str(folder), "--quick", "--output", str(tmp_path), "--only"
+    run(*arguments, *rows[:2])
+    first = json.loads((tmp_path / "results.json").read_text())
+    run(*arguments, *rows)
+    second = json.loads((tmp_path / "results.json").read_text())
+    assert all(second[key] == record for key, record in first.items())
+    assert len(second) == 5
+    for record in second.values():
+        for outcome in record["runs"]:
+            assert 0.9 <= outcome["test"] <= 1.0
+            assert outcome["bound"] is None or outcome["bound"] <= outcome["objective"] * (1.0 + 1e-9)
+    optima = [second[f"{table.SQUARE}: closed form, depth {depth}"]["runs"][0]["objective"] for depth in (2, 3)]
+    assert optima[0] == pytest.approx(optima[1], rel=1e-9)
+    text = (tmp_path / "table.md").read_text()
+    assert text.count("| ") > 5
+    assert all(record["name"] in text for record in second.values())
+    with Image.open(tmp_path / "table.png") as picture:
+        assert picture.width >= 900
+
+
+@pytest.mark.skipif(EXACT is None, reason="CONVEXBN_CIFAR is not set to a folder with CIFAR-10")
+def test_on_real_images_the_models_are_better_than_chance(tmp_path):
+    run("--data", str(EXACT), "--quick", "--output", str(tmp_path), "--only", "0", "2")
+    for record in json.loads((tmp_path / "results.json").read_text()).values():
+        assert record["runs"][0]["test"] > 0.15
+
+
+class Constant(nn.Module):
+    """Answers one class, and tells which images it has seen."""
+
+    def __init__(self, answer: int, seen: list[int]) -> None:
+        super().__init__()
+        self.answer, self.seen = answer, seen
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(images))
+        return nn.functional.one_hot(torch.full((len(images),), self.answer), 10).double()
+
+
+def test_validation_chooses_and_the_test_images_are_read_once_a_seed(split, tmp_path):
+    seen: list[int] = []
+    fitted: list[tuple[int, int, int]] = []
+
+    def fit(part: Part, settings, seed: int, device: str) -> Trained:
+        fitted.append((len(part.labels), settings["answer"], seed))
+        return Trained(Constant(settings["answer"], seen))
+
+    row = Row("table", "row", fit, table.grid(answer=tuple(range(10))), seeds=2, choice_samples=50)
+    store = table.Store.at(tmp_path / "results.json")
+    table.complete(row, split, store, "", "cpu")
+    best = int(np.argmax(np.bincount(split.validation.labels, minlength=10)))
+    assert seen == [10] * 10 + [30] * 2
+    assert fitted == [(50, answer, 0) for answer in range(10)] + [(100, best, seed) for seed in (0, 1)]
+    table.complete(row, split, table.Store.at(tmp_path / "results.json"), "", "cpu")
+    assert len(seen) == 12
+    table.complete(replace(row, seeds=3), split, table.Store.at(tmp_path / "results.json"), "", "cpu")
+    assert len(seen) == 25, "another row is fitted anew"
+
+
+def test_an_interrupt_loses_one_result(split, tmp_path):
+    asked: list[int] = []
+
+    def fit(part: Part, settings, seed: int, device: str) -> Trained:
+        asked.append(settings["answer"])
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return Trained(Constant(settings["answer"], []))
+
+    row = Row("table", "row", fit, table.grid(answer=(0, 1, 2, 3, 4)))
+    with pytest.raises(KeyboardInterrupt):
+        table.complete(row, split, table.Store.at(tmp_path / "results.json"), "", "cpu")
+    table.complete(row, split, table.Store.at(tmp_path / "results.json"), "", "cpu")
+    assert asked[:-1] == [0, 1, 2, 3, 3, 4]
+
+
+def test_programs_side_by_side_have_each_others_outputs(split):
+    pixels, targets = split.train.pixels[:40], split.train.targets[:40, :2]
+    fits = [fit_convex_bn(pixels, column, rank=3, beta=0.3, proof_seconds=0.1) for column in targets.T]
+    both = convex.side_by_side([fit.network for fit in fits])
+    expected = np.column_stack([fit.predict(split.test.pixels) for fit in fits])
+    np.testing.assert_allclose(both.predict(split.test.pixels), expected, rtol=1e-9, atol=1e-12)
+    objective = both.objective(pixels, targets, Squared(), 0.3)
+    assert objective == pytest.approx(sum(fit.certificate.objective for fit in fits), rel=1e-9)
+
+
+def test_all_principal_directions_are_a_rotation(split):
+    part = split.train.first(20)
+    inputs = part.inputs.flatten(1)
+    turned = descent.principal(part, 3072)(part.inputs)
+    torch.testing.assert_close(torch.cdist(turned, turned), torch.cdist(inputs, inputs), rtol=1e-4, atol=1e-3)
+
+
+def test_a_loose_proof_is_called_an_estimate(split):
+    certificate = fit_convex_bn(split.train.pixels[:30], split.train.labels[:30] - 4.5, rank=2, proof_seconds=0.1).certificate
+    loose = replace(certificate, bound=0.1 * certificate.objective)
+    assert convex.trained(nn.Identity(), loose).evidence == "estimated"
+    assert convex.trained(nn.Identity(), loose).bound == certificate.estimate
+    assert convex.trained(nn.Identity(), certificate).evidence == certificate.evidence.value
+
+
+def test_the_table_shows_means_spreads_and_the_word_of_a_bound():
+    runs = [{"test": 0.5, "seconds": 1.0, "cpu": 2.0, "objective": 10.0, "bound": 9.0, "evidence": "proved"} for _ in range(2)]
+    runs[1] = {**runs[1], "test": 0.52}
+    record = {"table": "T", "name": "row", "samples": 1000, "settings": {"rank": 3}, "trials": [], "runs": runs}
+    line = next(line for line in markdown([record], "title", 10).splitlines() if line.startswith("| row"))
+    assert line == "| row | 1,000 | 51.00 ± 1.41 % | 2 | 1 ± 0 | 2 ± 0 | 10 ± 0 | 1.0e-01, proved | rank 3 |"

@@ -35,7 +35,7 @@ def grid(**choices: tuple[Any, ...]) -> tuple[Settings, ...]:
 
 def all_rows() -> list[Row]:
     """What stands in the tables. The grids are small: they were searched on two cores."""
-    sgd = {"width": 1000, "batch": 250, "epochs": 6, "rank": 1000}
+    sgd = {"width": 1000, "batch": 250, "epochs": 6, "directions": 1000}
     gates = {"gates": 200, "fraction": 0.05, "tolerance": 1e-2, "iterations": 60}
     relu = {"fraction": 0.1, "tolerance": 1e-3, "seconds": 60.0, "proof_seconds": 5.0}
     adam = {"width": 100, "rate": 0.1, "epochs": 1000, "fraction": 0.1}
@@ -46,7 +46,7 @@ def all_rows() -> list[Row]:
             *(WHOLE, "SGD, cross-entropy", by_sgd),
             grid=grid(rate=(0.03, 0.1), decay=(1e-4, 1e-3)),
             shared={**sgd, "loss": "softmax"},
-            final={"epochs": 16},
+            final={"epochs": 12},
             choice_samples=15_000,
             seeds=2,
         ),
@@ -54,13 +54,13 @@ def all_rows() -> list[Row]:
             *(WHOLE, "SGD, squared loss", by_sgd),
             grid=grid(rate=(0.003, 0.01), decay=(1e-3,)),
             shared={**sgd, "loss": "squared"},
-            final={"epochs": 16},
+            final={"epochs": 12},
             choice_samples=15_000,
         ),
         Row(
             *(WHOLE, "convex, gated, truncated", gated),
             grid=grid(rank=(100, 200)),
-            shared=gates,
+            shared={**gates, "directions": 1000},
             final={"gates": 1000},
             choice_samples=25_000,
         ),
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/cifar_table"), metavar="FOLDER")
     arguments = parser.parse_args()
     rows = [quickened(row) if arguments.quick else row for row in all_rows()]
-    split = load(arguments.dataset, arguments.data, 1500 if arguments.quick else None)
+    split = load(arguments.dataset, arguments.data, arguments.output, 1500 if arguments.quick else None)
     title = arguments.title or arguments.dataset.upper().replace("CIFAR", "CIFAR-")
     setup = f"{title} {len(split.train.labels)} {len(split.validation.labels)} {len(split.test.labels)}"
     store = Store.at(arguments.output / "results.json")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cifar_table_data import Part, Settings, Trained
+from cifar_table_data import Part, Settings, Trained, coordinates, principal
 from convexbn import Certificate, Evidence, Network, SlidingFrankWolfe, Squared, beta_max, fit_convex_bn, to_torch, whiten
 from convexbn.features import random_layers
 from convexbn.gated import GatedNetwork, GatedProgram, GatedSolver
@@ -22,17 +22,26 @@ def trained(model: nn.Module, certificate: Certificate) -> Trained:
 
 
 def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
-    """The gated program over random gates, with beta as a fraction of its beta_max. Not a ReLU network."""
-    pixels = part.pixels
+    """The gated program over random gates, with beta as a fraction of its beta_max. Not a ReLU network.
+
+    With `directions`, on coordinates along so many principal directions of the pixels: the leading `rank` of them are those of the
+    pixels, and cheaper to come by.
+    """
+    before = principal(part, settings["directions"]) if "directions" in settings else nn.Sequential(nn.Flatten())
+    pixels = coordinates(before, part).double().numpy()
     whitening = whiten(pixels, rank=settings["rank"])
-    gates = choose_gates(settings["gates"], whitening.basis, seed)
+    gates = choose_gates(settings["gates"], whitening, seed)
     program = GatedProgram(whitening.basis, gates, part.targets, Squared(), 1.0, device=device)
     program = program.with_beta(settings["fraction"] * program.beta_max())
-    solver = GatedSolver(tolerance=settings["tolerance"], iterations=settings["iterations"], precision="float32", verbose=True)
+    path = part.cached("gated", *settings.values(), seed, ".npz")
+    solver = GatedSolver(
+        tolerance=settings["tolerance"], iterations=settings["iterations"], precision="float32", checkpoint=path, verbose=True
+    )
     solution = solver.solve(program)
     alive = solution.weights.any(axis=(1, 2))
     network = GatedNetwork(whitening, gates[alive], solution.weights[alive])
-    return trained(nn.Sequential(nn.Flatten(), network.to_torch()), judge(network, pixels, program, solution))
+    path.unlink(missing_ok=True)
+    return trained(nn.Sequential(*before.double(), network.to_torch()), judge(network, pixels, program, solution))
 
 
 def all_arrangements(part: Part, settings: Settings, seed: int, device: str) -> Trained:

@@ -1,5 +1,6 @@
 """The images of `cifar_table.py`: training, validation and test parts, and the rows that are fitted on them."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,12 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """Images (n, 3, 32, 32) of bytes, and their labels (n,) out of so many classes."""
+    """Images (n, 3, 32, 32) of bytes, their labels (n,) out of so many classes, and a folder for what needn't be computed twice."""
 
     images: np.ndarray
     labels: np.ndarray
     classes: int
+    folder: Path
 
     @property
     def inputs(self) -> torch.Tensor:
@@ -41,7 +43,12 @@ class Part:
 
     def first(self, count: int | None) -> "Part":
         """The first so many; they come in a random order."""
-        return Part(self.images[:count], self.labels[:count], self.classes)
+        return Part(self.images[:count], self.labels[:count], self.classes, self.folder)
+
+    def cached(self, *words: Any) -> Path:
+        """A file of this name that belongs to these images."""
+        *name, suffix = words
+        return self.folder / f"{'_'.join(map(str, name))}_{zlib.crc32(self.images.tobytes()):08x}{suffix}"
 
     def square_beta(self, fraction: float) -> float:
         """That fraction of beta_max for the squared loss where n <= d: the norm of the largest column of the targets."""
@@ -62,16 +69,40 @@ class Split:
     test: Part
 
 
-def load(dataset: str, folder: Path, most: int | None = None) -> Split:
+def load(dataset: str, folder: Path, output: Path, most: int | None = None) -> Split:
     """The official files, or a subset in their format, the training images in one random order; at most so many of each part."""
     data = read_cifar10(folder) if dataset == "cifar10" else read_cifar100(folder)
     order = np.random.default_rng(0).permutation(len(data.train_labels))[:most]
     tests = np.random.default_rng(1).permutation(len(data.test_labels))[:most]
     classes = len(data.class_names)
-    whole = Part(data.train_images[order], data.train_labels[order], classes)
+    output.mkdir(parents=True, exist_ok=True)
+    whole = Part(data.train_images[order], data.train_labels[order], classes, output)
     count = len(order) - max(1, int(VALIDATION * len(order)))
-    held = Part(whole.images[count:], whole.labels[count:], classes)
-    return Split(whole.first(count), held, whole, Part(data.test_images[tests], data.test_labels[tests], classes))
+    held = Part(whole.images[count:], whole.labels[count:], classes, output)
+    return Split(whole.first(count), held, whole, Part(data.test_images[tests], data.test_labels[tests], classes, output))
+
+
+def principal(part: Part, count: int) -> torch.nn.Sequential:
+    """Flatten, and a fixed Linear to the leading principal directions of the pixels, in float32."""
+    path = part.cached("principal", count, ".npy")
+    if not path.exists():
+        pixels = part.inputs.flatten(1)
+        pixels -= pixels.mean(0)
+        if len(pixels) > pixels.shape[1]:
+            directions = torch.linalg.eigh(pixels.T @ pixels)[1][:, -count:].T.flip(0)
+        else:
+            directions = torch.linalg.svd(pixels, full_matrices=False)[2][:count]
+        np.save(path, directions.numpy())
+    weight = torch.as_tensor(np.load(path))
+    project = torch.nn.Linear(weight.shape[1], len(weight), bias=False).requires_grad_(False)
+    project.weight.copy_(weight)
+    return torch.nn.Sequential(torch.nn.Flatten(), project)
+
+
+def coordinates(before: torch.nn.Module, part: Part) -> torch.Tensor:
+    """What a module without state makes of the images, in pieces that bound the memory."""
+    pieces = [torch.as_tensor(part.images[start : start + 1000]).float() / 255.0 for start in range(0, len(part.images), 1000)]
+    return torch.cat([before(images) for images in pieces])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from cifar_table_data import Part, Settings, Trained
+from cifar_table_data import Part, Settings, Trained, coordinates, principal
 from convexbn import Squared, beta_max, to_torch
 from convexbn.training import SGD, Adam, train_model, train_networks
 
@@ -25,18 +25,19 @@ def convolution(part: Part, width: int, patch: int, stride: int) -> nn.Sequentia
 def by_sgd(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     """The usual practice: mini-batches, momentum 0.9, weight decay on everything, cosine.
 
-    With `rank`, on the coordinates along so many principal directions of the pixels. All of them would be a rotation, which changes
-    nothing for descent.
+    On coordinates along the leading principal directions of the pixels. All of them would be a rotation, which changes nothing for
+    descent. Or, with `patch`, on the images.
     """
     torch.manual_seed(seed)
     if "patch" in settings:
-        before, model = nn.Identity(), convolution(part, settings["width"], settings["patch"], settings["stride"])
+        before = nn.Sequential(nn.Identity())
+        model = convolution(part, settings["width"], settings["patch"], settings["stride"])
     else:
-        before = principal(part, settings["rank"])
+        before = principal(part, settings["directions"])
         model = two_layers(before[1].out_features, settings["width"], part.classes)
     run = train_model(
         model,
-        torch.cat([before(images) for images in part.inputs.split(1000)]),
+        coordinates(before, part),
         part.targets,
         loss=settings["loss"],
         weight_decay=settings["decay"],
@@ -48,19 +49,6 @@ def by_sgd(part: Part, settings: Settings, seed: int, device: str) -> Trained:
         verbose=True,
     )
     return Trained(nn.Sequential(before.to(device), *run.model))
-
-
-def principal(part: Part, rank: int) -> nn.Sequential:
-    """Flatten, and a fixed Linear to the leading principal directions of the pixels."""
-    pixels = part.inputs.flatten(1)
-    centred = pixels - pixels.mean(0)
-    if len(pixels) > pixels.shape[1]:
-        directions = torch.linalg.eigh(centred.T @ centred)[1][:, -rank:].T
-    else:
-        directions = torch.linalg.svd(centred, full_matrices=False)[2][:rank]
-    project = nn.Linear(pixels.shape[1], len(directions), bias=False).requires_grad_(False)
-    project.weight.copy_(directions)
-    return nn.Sequential(nn.Flatten(), project)
 
 
 def on_the_program(part: Part, settings: Settings, seed: int, device: str) -> Trained:

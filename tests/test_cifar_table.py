@@ -18,8 +18,7 @@ from torch import nn
 
 import cifar_table as table
 import cifar_table_convex as convex
-import cifar_table_descent as descent
-from cifar_table_data import Part, Row, Split, Trained, load
+from cifar_table_data import Part, Row, Split, Trained, load, principal
 from cifar_table_report import markdown
 from convexbn import Squared, fit_convex_bn
 
@@ -48,8 +47,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def split(folder) -> Split:
-    return load("cifar10", folder)
+def split(folder, tmp_path_factory) -> Split:
+    return load("cifar10", folder, tmp_path_factory.mktemp("cache"))
 
 
 def run(*arguments: str) -> str:
@@ -157,8 +156,10 @@ def test_programs_side_by_side_have_each_others_outputs(split):
 def test_all_principal_directions_are_a_rotation(split):
     part = split.train.first(20)
     inputs = part.inputs.flatten(1)
-    turned = descent.principal(part, 3072)(part.inputs)
-    torch.testing.assert_close(torch.cdist(turned, turned), torch.cdist(inputs, inputs), rtol=1e-4, atol=1e-3)
+    for project in (principal(part, 3072), principal(part, 3072)):  # computed, and read
+        turned = project(part.inputs)
+        torch.testing.assert_close(torch.cdist(turned, turned), torch.cdist(inputs, inputs), rtol=1e-4, atol=1e-3)
+    assert principal(split.train.first(19), 3072)[1].out_features == 19
 
 
 def test_a_loose_proof_is_called_an_estimate(split):

@@ -32,7 +32,7 @@ def main() -> None:
     group, rank, size = torch.distributed.group.WORLD, torch.distributed.get_rank(), torch.distributed.get_world_size()
     X, digits = load_digits(return_X_y=True)
     X, Y = X[: chosen.images], np.eye(10)[digits[: chosen.images]]
-    options = {"gates": chosen.gates, "solver": GatedSolver(tolerance=1e-6, precision="float64")}
+    options = {"gates": chosen.gates, "solver": GatedSolver(tolerance=1e-6, method="steps", precision="float64")}
     if chosen.spread == "arrangements":
         together = fit_gated_bn(X, Y, shards=Shards(arrangements=group), **options)
     else:

@@ -15,7 +15,7 @@ import torch.multiprocessing
 from convexbn import GatedSolver, fit_gated_bn, whiten
 from convexbn.gated import Shards, whiten_shards
 
-SOLVER = GatedSolver(tolerance=1e-6, precision="float64")
+SOLVER = GatedSolver(tolerance=1e-6, method="steps", precision="float64")
 CASES = {  # loss, penalty, fraction of beta_max: the last leaves a small working set, spread unevenly
     "squared": ("squared", "group", 0.1),
     "nuclear": ("squared", "nuclear", 0.1),

@@ -295,6 +295,5 @@ def judge(network: GatedNetwork, X: FloatArray, program: GatedProgram, solution:
     penalty = float(program.penalty.norms(torch.as_tensor(network.weights)).sum())
     objective = program.shards.total_over_samples(program.loss.value(predictions, program.y)) + program.beta * penalty
     scope = f"the gated model of {program.total} gates, which is not the ReLU network"
-    price = program.price(solution.dual)
     dual = solution.dual[:, 0] if program.y.shape[1] == 1 else solution.dual
-    return Certificate(objective, solution.bound, Evidence.SAMPLED, scope, price, dual, solution.bound)
+    return Certificate(objective, solution.bound, Evidence.SAMPLED, scope, program.beta, dual, solution.bound)

@@ -76,7 +76,10 @@ class GatedProgram:
 
     def predictions(self, weights: torch.Tensor) -> FloatArray:
         """sum_i D_i U' S_i, (n, C), of weights (P, r+1, C), in float64."""
-        found = self.shards.over_arrangements(self.operator.forward(weights.double()))
+        import torch
+
+        nothing = torch.zeros(self.y.shape, dtype=torch.float64, device=self.device)
+        found = self.shards.over_arrangements(self.operator.forward(weights.double()) if bool(weights.any()) else nothing)
         values: FloatArray = found.cpu().numpy()
         return values
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,13 @@ def _unit(program: GatedProgram) -> float:
     return program.loss.scale(np.sqrt([program.shards.total_over_samples(float(np.sum(program.y**2)))]))
 
 
+def _single() -> torch.dtype:
+    """float32, without PyTorch at import."""
+    import torch
+
+    return torch.float32
+
+
 class _Run:
     """One solve: the descent on the working set, the weights of all arrangements, and what is known of the whole program."""
 
@@ -245,9 +253,8 @@ class _Run:
         with gap_bar(self.settings.tolerance, shown=self.settings.verbose) as show:
             try:
                 while self.gap > self.settings.tolerance and not self.exhausted():
-                    self.advance(min(max(0.7 * self.settings.tolerance, 0.1 * self.gap), 0.5 * self.reached))
+                    self.advance(self.target(), show)
                     self.take_stock()
-                    show(self.gap)
             except KeyboardInterrupt:
                 self.collect()
                 self.look(self.descent.width)
@@ -260,7 +267,14 @@ class _Run:
         late = shards.total_over_arrangements(shards.total_over_samples(float(self.elapsed() > self.settings.seconds)))
         return self.iterations >= self.settings.iterations or late > 0
 
-    def advance(self, target: float) -> None:
+    def target(self) -> float:
+        """The gap of the working set at which to look at the whole program: a tenth of the last one, or what is wanted in the end."""
+        narrow = self.dtype == _single() and self.settings.precision == "mixed"
+        goal = 0.7 * max(self.settings.tolerance, SWITCH if narrow else 0.0)
+        complete = self.program.shards.count(self.descent.chosen >= 0) == self.program.total
+        return min(goal if complete else max(goal, 0.1 * self.gap), 0.5 * self.reached)
+
+    def advance(self, target: float, show: Callable[[float], None]) -> None:
         """Steps until the gap over the working set is `target`, or nothing more is won."""
         best, waited = np.inf, 0
         while not self.exhausted():
@@ -268,6 +282,7 @@ class _Run:
                 self.descent.step()
             self.iterations += CHECK
             gap = self.descent.gap()
+            show(gap)
             best, waited = (gap, 0) if gap < 0.9 * best else (best, waited + 1)
             if gap <= target or waited > PATIENCE:
                 break
@@ -285,7 +300,7 @@ class _Run:
 
         self.collect()
         chosen = self.choose(self.look(self.descent.width))
-        narrow = self.dtype == torch.float32
+        narrow = self.dtype == _single()
         if narrow and self.settings.precision == "mixed" and (self.gap <= SWITCH or self.stalled):
             self.dtype = torch.float64
             self.descent = self.descend(chosen, self.descent.width)

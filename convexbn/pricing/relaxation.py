@@ -16,7 +16,8 @@ AnyFloats = npt.NDArray[np.floating]
 
 # Temperatures of the smoothed largest eigenvalue, as fractions of the local maximum of h.
 TEMPERATURES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
-STEPS, STEPS_OF_LARGE = 60, 15  # of descent at each
+STEPS, STEPS_OF_LARGE = 60, 30  # of descent at each
+WORTHWHILE = 0.01  # for a large basis the next temperature has to promise more
 ROWS = 4_096  # of a basis at a time, which stay in the cache between the two products that read them
 
 
@@ -104,7 +105,7 @@ class Relaxation:
 
         The direction, best a local maximiser of v^T (U's)_+, makes the bound tight sooner; any gives a valid bound. Descent ends
         where the bound is at most `enough`, or no more than 1e-5 above what the direction attains, or after `steps` at each
-        temperature, by default 60, and 15 for a large basis.
+        temperature, by default 60; for a large basis 30, and only as long as they gain a percent.
         """
         size = float(np.max(np.abs(v), initial=0.0))
         if size == 0.0:
@@ -120,8 +121,9 @@ class Relaxation:
         best = np.inf
         for temperature in TEMPERATURES:
             x = self.descend(v, x, temperature, scale, steps)
-            best = min(best, self.value(v, x))
-            if best <= max(enough, scale * (1.0 + 1e-5)):
+            before, best = best, min(best, self.value(v, x))
+            slow = self.basis.size >= LARGE and before - best < WORTHWHILE * best
+            if slow or best <= max(enough, scale * (1.0 + 1e-5)):
                 break
         return max(0.0, best)
 

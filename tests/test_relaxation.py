@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import degenerate_data, lattices, listed_price
+from problems import degenerate_data, lattices, listed_price, needle
 
 from convexbn.pricing import (
     Relaxation,
@@ -113,17 +113,12 @@ def test_bounds_hold_on_lattices(X: np.ndarray, seed: int) -> None:
 
 
 def test_a_needle_that_the_search_misses_stays_below_the_bounds() -> None:
-    """One outlier gives a thin cell with the only high price; the search is started away from it and given no steps."""
-    generator = np.random.default_rng(2)
-    X = np.concatenate([generator.standard_normal((60, 2)), [[1e4, 1e4]]])
-    basis = whiten(X).basis
-    v = np.full(61, -0.2)
-    v[-1] = 5.0
-    needle = listed_price(basis, v).upper
-    far_away = -basis[-1] / np.linalg.norm(basis[-1])
-    assert v @ np.maximum(basis @ far_away, 0.0) < 0.1 * needle
-    assert relaxed(basis, v, far_away) >= needle * (1.0 - 1e-6)
-    assert bound_by_boxes(basis, v, 1e-9, tolerance=1e-3, seconds=0.5) >= needle * (1.0 - 1e-6)
+    """The search is started away from it and given no steps."""
+    basis, v, far_away = needle()
+    worst = listed_price(basis, v).upper
+    assert v @ np.maximum(basis @ far_away, 0.0) < 0.1 * worst
+    assert relaxed(basis, v, far_away) >= worst * (1.0 - 1e-6)
+    assert bound_by_boxes(basis, v, 1e-9, tolerance=1e-3, seconds=0.5) >= worst * (1.0 - 1e-6)
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 0.05])

@@ -74,7 +74,7 @@ def test_the_certificate_says_what_the_networks_may_read() -> None:
     assert "leading" not in str(fit_convex_bn(X, problem.y, rank=4, proof_seconds=0))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_bound_of_a_network_that_reads_more_never_exceeds_its_objective(seed: int) -> None:
     problem = random_problem(LOSSES[0], 12, 4, seed=seed)
     X = problem.X * SCALES
@@ -130,7 +130,7 @@ def test_rank_n_minus_one_of_few_samples_is_untouched_by_a_larger_rank() -> None
 def test_several_outputs_read_the_leading_directions() -> None:
     X = np.random.default_rng(4).standard_normal((20, 4)) * SCALES
     Y = several_targets(LOSSES[0], 20, 2, seed=0)
-    fit, plain = fit_convex_bn(X, Y, rank=2, proof_seconds=0.5), fit_convex_bn(projected(X, 2), Y, proof_seconds=0)
+    fit, plain = fit_convex_bn(X, Y, rank=2, proof_seconds=0), fit_convex_bn(projected(X, 2), Y, proof_seconds=0)
     assert fit.certificate.objective == pytest.approx(plain.certificate.objective, rel=1e-3)
     assert fit.certificate.bound <= min(fit.certificate.objective, plain.certificate.objective)
 
@@ -144,17 +144,17 @@ def noisy() -> tuple[np.ndarray, np.ndarray]:
 
 def test_cross_validation_chooses_the_rank() -> None:
     X, y = noisy()
-    model = ConvexBNRegressorCV(ranks=[1, 2, None], betas=3, smallest=0.1, cv=3).fit(X, y)
+    model = ConvexBNRegressorCV(ranks=[1, 2, None], betas=2, smallest=0.1, cv=3).fit(X, y)
     assert model.rank_ == 2
-    assert model.scores_.shape == (3, 3, 3)
+    assert model.scores_.shape == (3, 3, 2)
     means = model.scores_.mean(axis=0)
     assert means[1].max() == means.max()
     assert model.beta_ == model.betas_[np.argmax(means[1])]
     assert model.fit_.whitening.rank == 2
     assert model.betas_[0] == pytest.approx(max(beta_max(X, y - y.mean(), rank=rank) for rank in (1, 2, None)), rel=1e-9)
     train, test = next(KFold(3).split(X))
-    alone = ConvexBNRegressor(rank=2, beta=model.betas_[2] * np.sqrt(len(train) / 24)).fit(X[train], y[train])
-    assert model.scores_[0, 1, 2] == pytest.approx(-np.mean((alone.predict(X[test]) - y[test]) ** 2), rel=0.05)
+    alone = ConvexBNRegressor(rank=2, beta=model.betas_[1] * np.sqrt(len(train) / 24)).fit(X[train], y[train])
+    assert model.scores_[0, 1, 1] == pytest.approx(-np.mean((alone.predict(X[test]) - y[test]) ** 2), rel=0.05)
 
 
 def test_classifiers_read_the_leading_directions_too() -> None:

@@ -22,7 +22,7 @@ from convexbn.post_bn import PostFit, certify_post_bn, fit_post_bn
 from convexbn.program import Program
 from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, SolverError, SolverUnavailable, Status
-from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe
+from convexbn.solvers import ActiveSet, ClosedForm, Conic, SlidingFrankWolfe
 from convexbn.validation import ConvexBNError, InputError
 from convexbn.whitening import Whitening, whiten
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActiveSet",
     "Arrangements",
     "Certificate",
     "ClosedForm",

@@ -23,7 +23,7 @@ from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, Status
-from convexbn.solvers import ClosedForm, Conic, SlidingFrankWolfe, obstacle
+from convexbn.solvers import ActiveSet, ClosedForm, Conic, SlidingFrankWolfe, obstacle
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 BETA_FRACTION = 0.1  # of beta_max
 ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound; beyond that the global solver needs no list, and a conic one a sample
 SAMPLE_SIZE = 50  # arrangements
+# Entries 2 P n (r+1) of the matrix of cones, up to which an interior-point method is quicker than the active set: smooth losses, kinks.
+WRITE_OUT_UP_TO = 20_000, 200_000
 
 # A beta_max below this fraction of the gradient at 0 is a sum that should vanish.
 ROUNDING = 1e-12
@@ -137,11 +139,12 @@ def fit_convex_bn(
     y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
     beta : absolute; None takes 0.1 `beta_max`
     loss : "squared", "logistic", "hinge", "huber", "softmax", or a `Loss` such as `Huber(delta=0.5)`
-    arrangements : "auto" and "all" stand for all of them; a number for a sample of that size; or `Arrangements`. Only conic solvers
-        need a list: "auto" then samples 50 where Cover's bound is above 1000, "all" insists
-    solver : "auto" takes the closed form at rank n - 1, Clarabel where arrangements are given or at most 1000, and else sliding
-        Frank-Wolfe; "closed form"; "sliding"; a name that CVXPY knows, such as "SCS" or "MOSEK"; or a `Solver` such as
-        `Conic("SCS", {"eps_abs": 1e-9})` or `SlidingFrankWolfe(tolerance=1e-5)`
+    arrangements : "auto" and "all" stand for all of them; a number for a sample of that size; or `Arrangements`. Conic solvers and
+        the active set need a list: "auto" then samples 50 where Cover's bound is above 1000, "all" insists
+    solver : "auto" takes the closed form at rank n - 1, where arrangements are given or at most 1000 Clarabel if they are a small
+        program and else the active set, and sliding Frank-Wolfe elsewhere; "closed form"; "active set"; "sliding"; a name that CVXPY
+        knows, such as "SCS" or "MOSEK"; or a `Solver` such as `ActiveSet(tolerance=1e-9)`, `Conic("SCS", {"eps_abs": 1e-9})` or
+        `SlidingFrankWolfe(tolerance=1e-5)`
     rank : None reads all directions of X; a number k, or a share of the variance in (0, 1), only the leading principal directions
         of the centred X, in its own units: see `whiten`. The network runs on X as it is, and its optimality is meant and proved
         among networks that read those directions
@@ -259,21 +262,45 @@ def choose_solver(
             raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
         chosen = solver
     else:
-        chosen = _named_solver(solver, listed, whitening, y, loss, seed, verbose)
+        chosen = _named_solver(solver, arrangements, whitening, y, loss, seed, verbose)
     if listed and isinstance(chosen, SlidingFrankWolfe):
         raise InputError(
-            "arrangements are given, but the solver 'sliding' solves over all of them: use solver='CLARABEL', or leave them out"
+            "arrangements are given, but the solver 'sliding' solves over all of them: use solver='active set', or leave them out"
         )
     return chosen
 
 
-def _named_solver(name: str, listed: bool, whitening: Whitening, y: FloatArray, loss: Loss, seed: int, verbose: bool) -> Solver:
+def _named_solver(
+    name: str,
+    arrangements: str | int | Arrangements,
+    whitening: Whitening,
+    y: FloatArray,
+    loss: Loss,
+    seed: int,
+    verbose: bool,
+) -> Solver:
     if name == "auto":
-        few = y.ndim == 1 and (listed or _few(whitening))
-        name = "closed form" if obstacle(whitening.basis, y, loss) is None else "CLARABEL" if few else "sliding"
+        name = _automatic(arrangements, whitening, y, loss)
     if name == "closed form":
         return ClosedForm()
+    if name == "active set":
+        return ActiveSet(verbose=verbose)
     return SlidingFrankWolfe(seed=seed, verbose=verbose) if name == "sliding" else Conic(name)
+
+
+def _automatic(arrangements: str | int | Arrangements, whitening: Whitening, y: FloatArray, loss: Loss) -> str:
+    """The name of the solver that "auto" stands for."""
+    if obstacle(whitening.basis, y, loss) is None:
+        return "closed form"
+    given = isinstance(arrangements, (int, np.integer, Arrangements))
+    if y.ndim > 1 or not (given or _few(whitening)):
+        return "sliding"
+    if isinstance(arrangements, Arrangements):
+        count = len(arrangements)
+    else:
+        count = int(arrangements) if given else count_arrangements(whitening.samples, whitening.rank)
+    smooth = np.isfinite(loss.smoothness)
+    return "CLARABEL" if 2 * count * whitening.basis.size <= WRITE_OUT_UP_TO[0 if smooth else 1] else "active set"
 
 
 def _patches(X: npt.ArrayLike, patch: Any, stride: Any, padding: Any, pooling: str) -> Patches | None:

@@ -64,7 +64,7 @@ def _price_of_unit_size(basis: FloatArray, v: FloatArray, arrangements: Arrangem
         return known_price(basis, v) or _intersection(price_square_outputs(basis, v), price_everywhere(basis, v, seconds=seconds))
     if arrangements is None:
         return price_everywhere(basis, v, seconds=seconds)
-    return price_arrangements(basis, v, arrangements.active)
+    return price_arrangements(basis, v, arrangements.active, complete=arrangements.complete)
 
 
 def _intersection(one: Price, other: Price) -> Price:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from convexbn.arrangements import TIE
 from convexbn.validation import BoolArray, FloatArray
+
+IntArray = npt.NDArray[np.int64]
+
+RESIDUE = 1e-12  # of the length of c: what is left of it below that is rounding, and has no direction
+SIFTINGS = 200  # far more than it takes
 
 
 @dataclass(frozen=True)
@@ -28,22 +34,25 @@ class Price:
     outputs: FloatArray
 
 
-def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> Price:
+def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray, *, complete: bool = True) -> Price:
     """Bound |v^T D_i U's| over ||s|| <= 1 in the cones (2 D_i - I) U's >= 0 of the given arrangements.
 
     One cone and sign is a projection, max c^T s = min over l >= 0 of ||c + A^T l|| with c = +-U'^T D_i v and A = (2 D_i - I) U':
-    a small non-negative least squares problem. Every l >= 0 gives a valid bound, so nothing rests on its accuracy. Hyperplanes
-    that meet within `TIE` count as one arrangement, at each of the r+1 steps down in dimension; letting the cones open by
-    (r+1) TIE costs the margin (r+1) TIE sum (l + |v|) ||u||.
+    a small non-negative least squares problem. Every l >= 0 gives a valid bound, so nothing rests on its accuracy, and a cone is left
+    as soon as its bound is below that of another. In a complete list hyperplanes that meet within `TIE` count as one arrangement, at
+    each of the r+1 steps down in dimension; letting the cones open by (r+1) TIE costs the margin (r+1) TIE sum (l + |v|) ||u||. For
+    a sample the cones are what they are, and the margin covers the rounding of the sums: n eps in the place of (r+1) TIE.
 
     Parameters
     ----------
     basis : (n, r+1) U'
     v : (n,) the dual point V
     active : (P, n) the diagonals of the D_i
+    complete : whether those that are missing from the list are meant as well, as far as ties hide them
     """
-    opening = TIE * basis.shape[1] * np.linalg.norm(basis, axis=1)
-    centres = (active * v) @ basis
+    angle = TIE * basis.shape[1] if complete else float(np.finfo(np.float64).eps) * len(basis)
+    opening = angle * np.linalg.norm(basis, axis=1)
+    centres = np.array([v[pattern] @ basis[pattern] for pattern in active]).reshape(len(active), basis.shape[1])
     length = np.linalg.norm(centres, axis=1)
     margin = float(np.abs(v) @ opening)
     best = Price(0.0, 0.0, np.zeros((1, basis.shape[1])), np.ones((1, 1)))
@@ -52,23 +61,55 @@ def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray) -> P
             break
         cone = np.where(active[i], 1.0, -1.0)[:, None] * basis
         for sign in (1.0, -1.0):
-            best = _dearer(best, _price_cone(basis, v, cone, sign * centres[i], opening))
+            best = _dearer(best, _price_cone(basis, v, cone, sign * centres[i], opening, best.upper))
     return best
 
 
-def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: FloatArray, opening: FloatArray) -> Price:
-    """The price of one cone and sign; heavier penalties on the multipliers while the margin is what makes the bound loose."""
-    upper, direction = np.inf, np.zeros(len(centre))
+def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: FloatArray, opening: FloatArray, enough: float) -> Price:
+    """The price of one cone and sign, or a bound of at most `enough` on it and no neuron.
+
+    The penalties on the multipliers grow while the margin is what makes the bound loose.
+    """
+    upper, length = np.inf, float(np.linalg.norm(centre))
+    fixed = float(np.abs(v) @ opening)
     for weight in (1.0, 1e1, 1e2, 1e3, 1e4):
-        multipliers = cone_multipliers(cone, centre, weight * opening)
-        projection = centre + cone.T @ multipliers
-        norm, margin = float(np.linalg.norm(projection)), float((np.abs(v) + multipliers) @ opening)
-        if weight == 1.0 and norm > 0:
-            direction = projection / norm
+        rows, multipliers = sifted_multipliers(cone, centre, weight * opening, enough - fixed)
+        projection = centre + multipliers @ cone[rows]
+        norm, margin = float(np.linalg.norm(projection)), fixed + float(multipliers @ opening[rows])
+        if weight == 1.0:
+            direction = projection / norm if norm > RESIDUE * length else np.zeros(len(centre))
         upper = min(upper, norm + margin)
-        if margin <= 1e-6 * np.linalg.norm(centre):
+        if upper <= enough:
+            return Price(upper, 0.0, np.zeros((1, len(centre))), np.ones((1, 1)))
+        if margin <= 1e-6 * length:
             break
     return _evaluated(basis, v, direction, upper)
+
+
+def sifted_multipliers(cone: FloatArray, centre: FloatArray, opening: FloatArray, enough: float) -> tuple[IntArray, FloatArray]:
+    """The rows that count for `cone_multipliers` of a cone of many rows, and their multipliers, both (k,).
+
+    They are looked for among few rows at a time: those that had a part in the last projection, and up to p that are violated most.
+    Every stage is a valid bound, and the first with ||c + A^T l|| + opening^T l of at most `enough` is the last.
+    """
+    rows, multipliers = np.zeros(0, dtype=np.int64), np.zeros(0)
+    most, scale = cone.shape[1], float(np.linalg.norm(centre))
+    sizes = np.linalg.norm(cone, axis=1)
+    for _ in range(SIFTINGS):
+        projection, drag = centre + multipliers @ cone[rows], float(multipliers @ opening[rows])
+        if float(np.linalg.norm(projection)) + drag <= enough:
+            break
+        slack = cone @ projection + drag * opening
+        slack[rows] = 0.0
+        worse = np.flatnonzero(slack < -1e-12 * scale * sizes)
+        if not len(worse):
+            break
+        if len(worse) > most:
+            worse = worse[np.argpartition(slack[worse] / sizes[worse], most)[:most]]
+        tried = np.concatenate([rows, worse])
+        found = cone_multipliers(cone[tried], centre, opening[tried])
+        rows, multipliers = tried[found > 0], found[found > 0]
+    return rows, multipliers
 
 
 def cone_multipliers(cone: FloatArray, centre: FloatArray, opening: FloatArray | None = None) -> FloatArray:

@@ -10,10 +10,9 @@ from convexbn.pricing.cells import Price
 from convexbn.pricing.local import climb, distinct, evolve, local_search, random_directions
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
-from convexbn.threads import LARGE, side_by_side
 from convexbn.validation import FloatArray
 
-CLIMBS = 16  # of each sign, from random starts; none for a large basis, where each is a least squares problem with all samples
+CLIMBS = 16  # of each sign, from random starts
 DISTINCT = 0.9  # the largest cosine of two output directions that count as different
 NEURONS = 16  # with several outputs
 
@@ -27,15 +26,12 @@ def price_everywhere(
     ----------
     basis : (n, r+1) U'
     v : (n,) the dual point V, or (n, C) for several outputs
-    starts, generations, seed : of the local search; for a large basis fewer, down to 16 and 1
+    starts, generations, seed : of the local search
     seconds : for the proof with several outputs
     """
     columns = v.reshape(len(v), -1)
-    effort = min(1.0, LARGE / basis.size)
-    starts, generations = max(min(starts, 16), int(effort * starts)), max(1, int(effort * generations))
     directions, _ = local_search(basis, columns, random_directions(starts, basis.shape[1], (seed,)))
-    if basis.size < LARGE:
-        directions = np.concatenate([directions, _climbed(basis, v, directions)])
+    directions = np.concatenate([directions, _climbed(basis, v, directions)])
     directions, _ = evolve(basis, columns, directions, seed=(seed,), children=starts, generations=generations)
     if v.ndim == 1:
         price = _of_both_signs(basis, v, directions)
@@ -48,8 +44,7 @@ def price_everywhere(
 def bound_by_relaxation(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray) -> float:
     """A proved upper bound on h(V), V of shape (n,): the larger of the relaxations of V and -V, from a good neuron of each sign."""
     relaxation = Relaxation(basis)
-    with side_by_side(basis.size) as each:
-        return float(max(each(relaxation.bound, outputs[:, :1] * v, directions)))
+    return max(relaxation.bound(sign * v, direction) for sign, direction in zip(outputs[:, 0], directions, strict=True))
 
 
 def _climbed(basis: FloatArray, v: FloatArray, directions: FloatArray) -> FloatArray:

@@ -27,17 +27,23 @@ from typing import Any
 
 from objective import judge
 from problems import PROBLEMS, problem_of
+from relu_solvers import RELU_CONTENDERS, bounds_of
 from rich.console import Console
 from rich.table import Table
-from solvers import CONTENDERS
+from solvers import CONTENDERS, Contender
 
 ACCURACIES = (1e-2, 1e-3, 1e-4, 1e-6)
 Results = dict[str, dict[str, dict[str, Any]]]
 
 
+def contenders_of(key: str) -> dict[str, Contender]:
+    """The solvers of that kind of problem."""
+    return RELU_CONTENDERS if PROBLEMS[key][2] else CONTENDERS
+
+
 def contend(key: str, name: str) -> None:
     """In the child process: print a line of JSON for each effort."""
-    problem, contender = problem_of(key), CONTENDERS[name]
+    problem, contender = problem_of(key), contenders_of(key)[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a tolerance was not met: the objective tells
         prepared = contender.prepare(problem)
@@ -52,7 +58,7 @@ def contend(key: str, name: str) -> None:
 
 def compete(key: str, name: str, seconds: float) -> dict[str, Any]:
     """In the parent: the runs of one solver on one problem, and how they ended."""
-    reason = CONTENDERS[name].takes(problem_of(key))
+    reason = contenders_of(key)[name].takes(problem_of(key))
     if reason is not None:
         return {"runs": [], "end": reason}
     command = [sys.executable, __file__, "--child", key, name]
@@ -72,6 +78,10 @@ def reference_of(key: str) -> float:
     from convexbn import GatedProgram, GatedSolver, Squared
 
     problem = problem_of(key)
+    if problem.cones:
+        lower, upper = bounds_of(problem)
+        print(f"{key}: the optimum is between {lower:.12g} and {upper:.12g}, proved")
+        return lower
     program = GatedProgram(problem.basis, problem.gates, problem.y[:, None], Squared(), problem.beta)
     solution = GatedSolver(tolerance=1e-9, precision="float64", seconds=3600.0).solve(program)
     print(f"{key}: the optimum is between {solution.bound:.12g} and {solution.objective:.12g}, proved")
@@ -110,7 +120,7 @@ def draw(results: Results, references: dict[str, float], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(results), figsize=(4.4 * len(results), 4.0), layout="constrained", squeeze=False, sharey=True)
-    colours = dict(zip(CONTENDERS, plt.get_cmap("tab10").colors, strict=False))
+    colours = dict(zip({**CONTENDERS, **RELU_CONTENDERS}, plt.get_cmap("tab10").colors, strict=False))
     for panel, (key, solvers) in zip(axes[0], results.items(), strict=True):
         for name, result in solvers.items():
             points = sorted((run["cpu"], max(error_of(run, references[key]), 1e-10)) for run in result["runs"])
@@ -131,7 +141,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("problems", nargs="+", choices=list(PROBLEMS))
-    parser.add_argument("--solvers", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--solvers", nargs="+", choices=[*CONTENDERS, *RELU_CONTENDERS], help="default: all")
     parser.add_argument("--seconds", type=float, default=120.0, help="for all runs of one solver on one problem")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--results", type=Path, help="a JSON file with every run")
@@ -140,7 +150,8 @@ def main() -> None:
     references: dict[str, float] = {}
     for key in chosen.problems:
         references[key] = reference_of(key)
-        results[key] = {name: compete(key, name, chosen.seconds) for name in chosen.solvers}
+        wanted = [name for name in contenders_of(key) if not chosen.solvers or name in chosen.solvers]
+        results[key] = {name: compete(key, name, chosen.seconds) for name in wanted}
         Console(width=130).print(table_of(key, results[key], references[key]))
     if chosen.results:
         chosen.results.write_text(json.dumps({"references": references, "results": results}, indent=1))

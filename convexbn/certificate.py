@@ -18,15 +18,17 @@ from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, 
 from convexbn.pricing.dual_point import improve_dual
 from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining, bound_by_products
 from convexbn.pricing.outputs import OUTPUTS
-from convexbn.threads import few_threads
+from convexbn.threads import LARGE, few_threads
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
 # Branch and bound begins where the relaxation leaves a larger gap.
 PROOF_GAP = 1e-3
-HOPELESS_GAP = 0.1  # with many columns; from there minutes win little
+HOPELESS_GAP = 0.1  # with many columns, for a better dual point
+TREE_GAP = 0.01  # with many columns; beyond it products of samples win more than splitting the sphere
 DUAL_STEPS = (100, 400)
 IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
+CHECKED = 8_192  # rows at a time, as data can be larger than half of the memory
 AT_LEAST = 1.0  # seconds for a better dual point and its price
 
 
@@ -250,20 +252,27 @@ class _Judge:
     def tightened(self, found: _Bound, objective: float, seconds: float) -> _Bound:
         """The best bound after better dual points for the relaxation, and after branch and bound where that isn't enough.
 
-        Descent for the dual point is noisy, as the relaxation is not smooth: more steps from the best point so far, twice.
+        Descent for the dual point is noisy, as the relaxation is not smooth: more steps from the best point so far, twice. What
+        wins most comes next, by the number of outputs, of columns and the gap.
         """
         deadline = time.perf_counter() + seconds
-        if self.y.ndim > 1:
+        several, many = self.y.ndim > 1, self.basis.shape[1] > BOX_COLUMNS
+        if several:
             found = self._by_products(found, objective, deadline)
-        for steps in DUAL_STEPS if self.y.ndim == 1 or self.y.shape[1] <= OUTPUTS else ():
+            if self.y.shape[1] > OUTPUTS or objective - found.proved <= PROOF_GAP * objective:
+                return found
+        for steps in DUAL_STEPS:
             better = self._better_dual(found, steps, max(AT_LEAST, deadline - time.perf_counter()))
             found = max(found, better, key=lambda bound: bound.proved)
             gap = objective - found.proved
-            hopeless = self.basis.shape[1] > BOX_COLUMNS and gap > HOPELESS_GAP * objective
-            if gap <= PROOF_GAP * objective or hopeless or time.perf_counter() >= deadline:
+            if gap <= PROOF_GAP * objective or time.perf_counter() >= deadline:
                 return found
-        if self.y.ndim > 1:
+            if many and gap > HOPELESS_GAP * objective:
+                break
+        if several or self.basis.size >= LARGE:
             return found
+        if many and gap > TREE_GAP * objective:
+            return self._by_products(found, objective, deadline)
         return max(found, self._by_search(found, deadline - time.perf_counter()), key=lambda bound: bound.proved)
 
     def _better_dual(self, found: _Bound, steps: int, seconds: float) -> _Bound:
@@ -328,11 +337,20 @@ def _check_basis(whitening: Whitening, data: FloatArray) -> None:
 
     Of truncated data, their part in the directions that are kept.
     """
-    basis = whitening.basis
+    basis, centre = whitening.basis, whitening.mean / whitening.scale
     orthonormal = np.max(np.abs(basis.T @ basis - np.eye(basis.shape[1])))
-    scaled = data / whitening.scale - whitening.mean / whitening.scale
-    if whitening.energy < 1:
-        scaled = scaled @ whitening.components
-    outside = np.max(np.abs(scaled - basis @ (basis.T @ scaled)), initial=0.0)
-    if orthonormal > 1e-10 or outside > 1e-6 * max(1.0, float(np.max(np.abs(scaled)))):
+    columns = whitening.components if whitening.energy < 1 else None
+
+    def scaled(first: int) -> FloatArray:
+        rows = data[first : first + CHECKED] / whitening.scale - centre
+        return rows if columns is None else rows @ columns
+
+    chunks = range(0, len(data), CHECKED)
+    inside = sum(basis[first : first + CHECKED].T @ scaled(first) for first in chunks)
+    outside, size = 0.0, 1.0
+    for first in chunks:
+        part = scaled(first)
+        outside = max(outside, float(np.max(np.abs(part - basis[first : first + CHECKED] @ inside), initial=0.0)))
+        size = max(size, float(np.max(np.abs(part), initial=0.0)))
+    if orthonormal > 1e-10 or outside > 1e-6 * size:
         raise InputError("X can't be whitened accurately in float64: remove nearly collinear columns or rescale them")

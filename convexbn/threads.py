@@ -1,9 +1,11 @@
-"""One thread for linear algebra on small matrices, where more only wait for each other."""
+"""Threads: one for linear algebra on small matrices, where more only wait for each other, and two for two large tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 LARGE = 2_000_000  # entries of a basis from which BLAS keeps all its threads
 
@@ -22,3 +24,16 @@ def few_threads(entries: int) -> Iterator[None]:
 
     with threadpool_limits(limits=1, user_api="blas"):
         yield
+
+
+@contextmanager
+def side_by_side(entries: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` whose calls run in two threads where each works on a large basis of so many entries, with one BLAS thread a call.
+
+    Threads of BLAS wait for each other at each product, busily; those of two independent tasks, here the two signs of V, don't.
+    """
+    if entries < LARGE:
+        yield map
+        return
+    with few_threads(0), ThreadPoolExecutor(2) as threads:
+        yield threads.map

@@ -7,7 +7,7 @@ that falls to 0 by a half cosine, three seeds of weights and batches. Every meth
 which the validation set chooses, and reads the test set once. Statistics are set to the exact ones of the training set before training
 and before evaluation, for every method that has them.
 
-The gradient is measured at the same weights for all, on 1,000 images: its mean over an epoch of batches that each start from exact
+The gradient is measured at the same weights for all, on 500 images: its mean over an epoch of batches that each start from exact
 averages, beside the gradient of the objective over all of them. Group normalisation's objective knows no batches, so its gradient has
 no bias.
 """
@@ -38,7 +38,7 @@ from images import NAMES, load
 
 RATES = (0.3, 0.1, 0.03)
 STEPS = {1: 1000, 2: 800, 8: 400, 64: 200}
-MEASURED = 1000  # images on which gradients are compared
+MEASURED = 500  # images on which gradients are compared
 SMALL_SHARE = 0.01  # of a batch in the running averages, to see how the bias depends on it
 TITLES = {"digits": "scikit-learn's digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 COLUMNS = ("size", "classes", "method", "rate", "valid. %", "test %", "range", "its objective", "F_FN", "cosine", "rel. error", "a = 0.01")
@@ -115,10 +115,9 @@ def gradient_bias(task: Task, method: str, size: int, classes: int, share: float
 
 def best_run(task: Task, method: str, size: int, classes: int) -> tuple[float, float, nn.Sequential]:
     """Accuracy on the validation set, rate and networks of the rate that does best there, in the mean over the seeds."""
-    runs = []
-    for rate in RATES:
-        model = train(method, task.splits["train"], size, classes, rate, max(1, int(task.scale * STEPS[size])), task.seeds)
-        runs.append((accuracy(model, task.whole("validation")).mean().item(), rate, model))
+    steps = max(1, int(task.scale * STEPS[size]))
+    models = train(method, task.splits["train"], size, classes, RATES, steps, task.seeds)
+    runs = [(accuracy(model, task.whole("validation")).mean().item(), rate, model) for rate, model in zip(RATES, models, strict=True)]
     return max(runs, key=lambda run: run[0])
 
 
@@ -169,7 +168,7 @@ def main() -> None:
     torch.set_num_threads(1)
     start, splits = time.process_time(), load(arguments.images, arguments.data, 200 if arguments.quick else None)
     seeds, scale = (2, 0.05) if arguments.quick else (3, 1.0)
-    weights = train("full normalisation", splits["train"], 64, CLASSES, 0.1, max(1, int(100 * scale)))
+    (weights,) = train("full normalisation", splits["train"], 64, CLASSES, (0.1,), max(1, int(100 * scale)))
     task, rows = Task(splits, seeds, scale, weights), []
     cases = [(method, size, classes) for size, classes in settings(arguments.quick) for method in METHODS]
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:

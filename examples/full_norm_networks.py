@@ -112,18 +112,36 @@ def stream(data: Labelled, size: int, classes: int, seed: int) -> Iterator[Label
         yield from ((data[0][rows], data[1][rows]) for rows in full)
 
 
-def train(method: str, data: Labelled, size: int, classes: int, rate: float, steps: int, seeds: int = 1) -> nn.Sequential:
-    """The networks after SGD, each with batches of its own, in eval mode with exact statistics."""
-    model, whole = network(method, data[0], seeds), several(data, seeds)
-    set_exact_statistics(model, [whole], loss if method == "full normalisation" else None)
-    optimiser = torch.optim.SGD(model.parameters(), lr=rate)
+def train(
+    method: str, data: Labelled, size: int, classes: int, rates: tuple[float, ...], steps: int, seeds: int = 1
+) -> list[nn.Sequential]:
+    """For each rate the networks after SGD, in eval mode with exact statistics; each seed has batches of its own, each rate the same.
+
+    All train at once, rates times seeds side by side.
+    """
+    start, copies = network(method, data[0], seeds), len(rates) * seeds
+    set_exact_statistics(start, [several(data, seeds)], loss if method == "full normalisation" else None)
+    model = network(method, data[0], copies)
+    values = zip([*model.parameters(), *model.buffers()], [*start.parameters(), *start.buffers()], strict=True)
+    for value, first in values:
+        value.data = torch.cat(len(rates) * [first.data]) if first.dim() else first.data.clone()
+    optimiser, factors = torch.optim.SGD(model.parameters(), lr=1.0), torch.tensor(rates).repeat_interleave(seeds)[:, None]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     streams = zip(*(stream(data, size, classes, 1 + seed) for seed in range(seeds)), strict=True)
     for _ in range(steps):
         x, y = zip(*next(streams), strict=True)
         optimiser.zero_grad()
-        loss(model(torch.cat(x, dim=1)), torch.stack(y, dim=1)).backward()
+        loss(model(torch.cat(len(rates) * x, dim=1)), torch.stack(len(rates) * y, dim=1)).backward()
+        for parameter in model.parameters():
+            parameter.grad.view(copies, -1).mul_(factors)
         optimiser.step()
         schedule.step()
-    set_exact_statistics(model, [whole])
-    return model.eval()
+    set_exact_statistics(model, [several(data, copies)])
+    return apart(model, [network(method, data[0], seeds) for _ in rates])
+
+
+def apart(model: nn.Sequential, parts: list[nn.Sequential]) -> list[nn.Sequential]:
+    """The parts of networks side by side, in eval mode."""
+    for k, part in enumerate(parts):
+        part.load_state_dict({name: value.chunk(len(parts))[k] if value.dim() else value for name, value in model.state_dict().items()})
+    return [part.eval() for part in parts]

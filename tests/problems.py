@@ -106,6 +106,30 @@ def listed_price(basis: np.ndarray, v: np.ndarray) -> Price:
     return price_arrangements(basis, v, enumerate_arrangements(basis).active)
 
 
+def needle() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A basis, V and a direction: one outlier gives a thin cell with the only high price, and the direction is far away from it."""
+    generator = np.random.default_rng(2)
+    basis = whiten(np.concatenate([generator.standard_normal((60, 2)), [[1e4, 1e4]]])).basis
+    v = np.full(61, -0.2)
+    v[-1] = 5.0
+    return basis, v, -basis[-1] / np.linalg.norm(basis[-1])
+
+
+def spoilt(kind: str, dual: np.ndarray, seed: int) -> np.ndarray:
+    """A good dual point spoilt in one way or another."""
+    noise = np.random.default_rng(seed).standard_normal(dual.shape)
+    kinds = {
+        "zero": 0.0 * dual,
+        "random": noise,
+        "wrong sign": -dual,
+        "stretched": 1e3 * dual,
+        "huge": 1e100 * noise,
+        "tiny": 1e-300 * noise,
+        "one entry": np.where(np.arange(dual.size).reshape(dual.shape) == seed % dual.size, 1e9, dual),
+    }
+    return kinds[kind]
+
+
 def program_of(problem: Problem, fraction: float = 0.1) -> tuple[Whitening, Program]:
     """The program over all arrangements with beta a fraction of beta_max, or 1 where the zero network is optimal for every beta."""
     whitening = whiten(problem.X)

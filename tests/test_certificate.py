@@ -18,6 +18,7 @@ from problems import (
     program_of,
     random_network,
     random_problem,
+    spoilt,
     targets_for,
     zero_network,
 )
@@ -41,7 +42,7 @@ from convexbn import (
 )
 
 SMOOTH = [loss for loss in LOSSES if np.isfinite(loss.smoothness)]
-KINDS_OF_DUAL = ("zero", "random", "wrong sign", "stretched", "huge", "tiny", "one sample")
+KINDS_OF_DUAL = ("zero", "random", "wrong sign", "stretched", "huge", "tiny", "one entry")
 
 
 def by_name(value: object) -> str:
@@ -73,21 +74,6 @@ def perturbed(network: Network, seed: int) -> Network:
     generator = np.random.default_rng(seed)
     parts = {name: getattr(network, name) for name in ("weights", "gain", "shift", "outputs")}
     return replace(network, **{name: part * (1.0 + 1e-3 * generator.choice([-1.0, 1.0], part.shape)) for name, part in parts.items()})
-
-
-def suggestion(kind: str, dual: np.ndarray, seed: int) -> np.ndarray:
-    """A good dual point spoilt in one way or another."""
-    noise = np.random.default_rng(seed).standard_normal(len(dual))
-    spoilt = {
-        "zero": 0.0 * dual,
-        "random": noise,
-        "wrong sign": -dual,
-        "stretched": 1e3 * dual,
-        "huge": 1e100 * noise,
-        "tiny": 1e-300 * noise,
-        "one sample": np.where(np.arange(len(dual)) == seed % len(dual), 1e9, dual),
-    }
-    return spoilt[kind]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=by_name)
@@ -150,7 +136,7 @@ def test_bound_never_exceeds_the_objective_or_the_optimum(
     loss: Loss, arrangements: str | int, seed: int, size: float, kind: str | None
 ) -> None:
     X, _, fit = solved(loss, arrangements)
-    dual = None if kind is None else suggestion(kind, fit.solution.dual, seed)
+    dual = None if kind is None else spoilt(kind, fit.solution.dual, seed)
     certificate = judged(loss, random_network(X, seed, size), dual, arrangements)
     assert certificate.bound <= certificate.objective * (1.0 + 1e-12)
     assert certificate.bound <= fit.certificate.objective * (1.0 + 1e-9)
@@ -160,7 +146,7 @@ def test_bound_never_exceeds_the_objective_or_the_optimum(
 @pytest.mark.parametrize("kind", KINDS_OF_DUAL)
 def test_garbage_for_a_dual_does_not_lift_the_bound_of_the_optimum(loss: Loss, kind: str) -> None:
     fit = solved(loss)[2]
-    without, given_garbage = judged(loss, fit.network), judged(loss, fit.network, suggestion(kind, fit.solution.dual, 4))
+    without, given_garbage = judged(loss, fit.network), judged(loss, fit.network, spoilt(kind, fit.solution.dual, 4))
     assert without.bound <= given_garbage.bound <= fit.certificate.objective
     assert given_garbage.objective == without.objective
 

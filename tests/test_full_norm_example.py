@@ -37,6 +37,17 @@ def test_networks_side_by_side_are_networks_alone(method, side):
             torch.testing.assert_close(one.grad, both.grad.chunk(2)[k], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["full normalisation", "group normalisation"])
+def test_rates_side_by_side_are_rates_alone(method):
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(40, 1, 8, 8, generator=generator), torch.arange(40) % 10
+    several = networks.train(method, data, 4, 10, (0.1, 0.01), 5, seeds=2)
+    for rate, model in zip((0.1, 0.01), several, strict=True):
+        (alone,) = networks.train(method, data, 4, 10, (rate,), 5, seeds=2)
+        torch.testing.assert_close(model.state_dict(), alone.state_dict(), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(several[0][0].weight, several[1][0].weight, atol=1e-4)
+
+
 def test_streams_have_full_batches_of_few_classes_and_leave_nothing_out():
     y = torch.arange(60) % 10
     stream = networks.stream((torch.arange(60), y), 4, 3, seed=0)

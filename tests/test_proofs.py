@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import LOSSES, Problem, best_of_lbfgs, objective_of, random_network, several_targets, zero_network
+from problems import LOSSES, Problem, best_of_lbfgs, objective_of, random_network, several_targets, spoilt, zero_network
 
 from convexbn import Certificate, Evidence, Fit, Loss, Network, SlidingFrankWolfe, beta_max, certify, fit_convex_bn, recover, whiten
 from convexbn.losses import Softmax
@@ -151,21 +151,6 @@ def test_softmax_of_two_classes_is_logistic_at_another_beta() -> None:
     assert double.bound <= single.objective * (1.0 + 1e-9)
 
 
-def suggestion(kind: str, dual: np.ndarray, seed: int) -> np.ndarray:
-    """A good dual point spoilt in one way or another."""
-    noise = np.random.default_rng(seed).standard_normal(dual.shape)
-    spoilt = {
-        "zero": 0.0 * dual,
-        "random": noise,
-        "wrong sign": -dual,
-        "stretched": 1e3 * dual,
-        "huge": 1e100 * noise,
-        "tiny": 1e-300 * noise,
-        "one entry": np.where(np.arange(dual.size).reshape(dual.shape) == seed % dual.size, 1e9, dual),
-    }
-    return spoilt[kind]
-
-
 @each_loss
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 1e3]), st.sampled_from([1e-6, 0.4, 0.999]))
@@ -186,7 +171,7 @@ def zero_objective(loss: Loss) -> float:
 @pytest.mark.parametrize("kind", KINDS_OF_DUAL)
 def test_no_dual_lifts_the_bound_above_the_optimum(loss: Loss, kind: str) -> None:
     fit = solved(loss)
-    certificate = judged(loss, fit.network, dual=suggestion(kind, fit.certificate.dual, 4))
+    certificate = judged(loss, fit.network, dual=spoilt(kind, fit.certificate.dual, 4))
     assert certificate.bound <= fit.certificate.objective * (1.0 + 1e-12)
     assert certificate.objective == pytest.approx(fit.certificate.objective, rel=1e-12)
 

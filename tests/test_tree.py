@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import degenerate_data, lattices, listed_price
+from problems import degenerate_data, lattices, listed_price, needle
 
 from convexbn.pricing import Price, Relaxation, bound_by_boxes, bound_by_relaxation, bound_by_tree, price_everywhere, random_directions
 from convexbn.pricing import tree as module
@@ -118,18 +118,13 @@ def test_directions_that_find_nothing_make_the_bound_loose_but_not_wrong(seed: i
 
 
 def test_a_needle_that_the_search_misses_stays_below_the_bound() -> None:
-    """One outlier gives a thin cell with the only high price; the tree is told of neurons far away from it."""
-    generator = np.random.default_rng(2)
-    X = np.concatenate([generator.standard_normal((60, 2)), [[1e4, 1e4]]])
-    basis = whiten(X).basis
-    v = np.full(61, -0.2)
-    v[-1] = 5.0
-    needle = listed_price(basis, v).lower
-    far_away = -basis[-1] / np.linalg.norm(basis[-1])
+    """The tree is told of neurons far away from it."""
+    basis, v, far_away = needle()
+    worst = listed_price(basis, v).lower
     worth = abs(float(v @ np.maximum(basis @ far_away, 0.0)))
     blind = Price(np.inf, worth, np.stack([far_away, far_away]), np.array([[1.0], [-1.0]]))
     for seconds in (0.0, 1.0):
-        assert by_tree(basis, v, blind, seconds=seconds) >= needle
+        assert by_tree(basis, v, blind, seconds=seconds) >= worst
 
 
 @pytest.mark.parametrize("v", [np.zeros(7), np.array([1.0, 0, 0, 0, -1.0, 0, 0])], ids=["zero", "duplicates that cancel"])

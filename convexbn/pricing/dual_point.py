@@ -11,8 +11,10 @@ import numpy as np
 from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.pricing.relaxation import TEMPERATURES, Relaxation
+from convexbn.threads import side_by_side
 from convexbn.validation import FloatArray
 
+EVALUATIONS = 1.2  # of the objective in a step of L-BFGS
 BEYOND = 1e200  # a dual coordinate that no domain reaches
 
 
@@ -46,8 +48,8 @@ def improve_dual(
     directions, outputs : (K, r+1) s_k and unit w_k (K, C), each s_k best a local maximiser of (V w_k)^T (U's)_+
     mass : sum_j ||s_j|| ||w_j|| of a good network
     pooling : the program's
-    steps : at each temperature
-    seconds : after which the best so far has to do
+    steps : at each temperature, or as many as `seconds` allow
+    seconds : shared by the temperatures; after them the best so far has to do
     """
     from scipy.optimize import Bounds, minimize
 
@@ -75,7 +77,7 @@ def improve_dual(
         free = point[:size].reshape(y.shape)
         unit = feasible(free)
         columns = pooling.spread(unit.reshape(len(y), -1) @ outputs.T)
-        sides = [relaxation.smoothed(*pair, temperature) for pair in zip(columns.T, point[size:].reshape(count, -1), strict=True)]
+        sides = list(mapped(relaxation.smoothed, columns.T, point[size:].reshape(count, -1), [temperature] * count))
         excesses = np.array([side.value - 1.0 for side in sides] + [0.0])
         shares = np.exp((excesses - excesses.max()) / temperature)
         excess = float(excesses.max()) + temperature * float(np.log(shares.sum()))
@@ -89,15 +91,19 @@ def improve_dual(
     point = np.concatenate([v.ravel() / beta, *starts])
     lower, upper = relaxation.limits.lb, relaxation.limits.ub
     box = Bounds(np.concatenate([low, np.tile(lower, count)]), np.concatenate([high, np.tile(upper, count)]))
-    deadline = time.perf_counter() + seconds
+    with side_by_side(basis.size) as mapped:
+        begun = time.perf_counter()
+        deadline = begun + seconds
+        descend(TEMPERATURES[0], point)
+        steps = int(np.clip(seconds / (len(TEMPERATURES) * EVALUATIONS * (time.perf_counter() - begun)), 1, steps))
 
-    def stop_late(xk: FloatArray) -> None:
-        if time.perf_counter() > deadline:
-            raise StopIteration
+        def stop_late(xk: FloatArray) -> None:
+            if time.perf_counter() > deadline:
+                raise StopIteration
 
-    for temperature in TEMPERATURES:
-        options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-13}
-        point = minimize(
-            partial(descend, temperature), point, method="L-BFGS-B", jac=True, bounds=box, options=options, callback=stop_late
-        ).x
+        for temperature in TEMPERATURES:
+            options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-13}
+            point = minimize(
+                partial(descend, temperature), point, method="L-BFGS-B", jac=True, bounds=box, options=options, callback=stop_late
+            ).x
     return -loss.project(-beta * point[:size].reshape(y.shape), y)

@@ -10,9 +10,10 @@ from convexbn.pricing.cells import Price
 from convexbn.pricing.local import climb, distinct, evolve, local_search, random_directions
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
+from convexbn.threads import LARGE, side_by_side
 from convexbn.validation import FloatArray
 
-CLIMBS = 16  # of each sign, from random starts
+CLIMBS = 16  # of each sign, from random starts; none for a large basis, where each is a least squares problem with all samples
 DISTINCT = 0.9  # the largest cosine of two output directions that count as different
 NEURONS = 16  # with several outputs
 
@@ -26,12 +27,15 @@ def price_everywhere(
     ----------
     basis : (n, r+1) U'
     v : (n,) the dual point V, or (n, C) for several outputs
-    starts, generations, seed : of the local search
+    starts, generations, seed : of the local search; for a large basis fewer, down to 16 and 1
     seconds : for the proof with several outputs
     """
     columns = v.reshape(len(v), -1)
+    effort = min(1.0, LARGE / basis.size)
+    starts, generations = max(min(starts, 16), int(effort * starts)), max(1, int(effort * generations))
     directions, _ = local_search(basis, columns, random_directions(starts, basis.shape[1], (seed,)))
-    directions = np.concatenate([directions, _climbed(basis, v, directions)])
+    if basis.size < LARGE:
+        directions = np.concatenate([directions, _climbed(basis, v, directions)])
     directions, _ = evolve(basis, columns, directions, seed=(seed,), children=starts, generations=generations)
     if v.ndim == 1:
         price = _of_both_signs(basis, v, directions)
@@ -44,7 +48,8 @@ def price_everywhere(
 def bound_by_relaxation(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray) -> float:
     """A proved upper bound on h(V), V of shape (n,): the larger of the relaxations of V and -V, from a good neuron of each sign."""
     relaxation = Relaxation(basis)
-    return max(relaxation.bound(sign * v, direction) for sign, direction in zip(outputs[:, 0], directions, strict=True))
+    with side_by_side(basis.size) as each:
+        return float(max(each(relaxation.bound, outputs[:, :1] * v, directions)))
 
 
 def _climbed(basis: FloatArray, v: FloatArray, directions: FloatArray) -> FloatArray:

@@ -7,11 +7,18 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from convexbn.threads import LARGE
 from convexbn.validation import BoolArray, FloatArray
+
+AnyFloats = npt.NDArray[np.floating]
 
 # Temperatures of the smoothed largest eigenvalue, as fractions of the local maximum of h.
 TEMPERATURES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+STEPS, STEPS_OF_LARGE = 60, 30  # of descent at each
+WORTHWHILE = 0.01  # for a large basis the next temperature has to promise more
+ROWS = 4_096  # of a basis at a time, which stay in the cache between the two products that read them
 
 
 class SmoothBound(NamedTuple):
@@ -93,16 +100,18 @@ class Relaxation:
     basis: FloatArray
     region: Region | None = None
 
-    def bound(self, v: FloatArray, direction: FloatArray, *, steps: int = 60, enough: float = 0.0) -> float:
+    def bound(self, v: FloatArray, direction: FloatArray, *, steps: int | None = None, enough: float = 0.0) -> float:
         """The bound that descent from the multipliers of a good `direction` (r+1,) reaches for v (n,), rounding included.
 
         The direction, best a local maximiser of v^T (U's)_+, makes the bound tight sooner; any gives a valid bound. Descent ends
-        where the bound is at most `enough`, or no more than 1e-5 above what the direction attains.
+        where the bound is at most `enough`, or no more than 1e-5 above what the direction attains, or after `steps` at each
+        temperature, by default 60; for a large basis 30, and only as long as they gain a percent.
         """
         size = float(np.max(np.abs(v), initial=0.0))
         if size == 0.0:
             return 0.0
         unit = float(np.ldexp(1.0, np.frexp(size)[1]))  # multipliers have units: descent goes the same way in every unit of v
+        steps = steps or (STEPS_OF_LARGE if self.basis.size >= LARGE else STEPS)
         return unit * self._bound_of_unit_size(v / unit, direction, steps, enough / unit)
 
     def _bound_of_unit_size(self, v: FloatArray, direction: FloatArray, steps: int, enough: float) -> float:
@@ -112,8 +121,9 @@ class Relaxation:
         best = np.inf
         for temperature in TEMPERATURES:
             x = self.descend(v, x, temperature, scale, steps)
-            best = min(best, self.value(v, x))
-            if best <= max(enough, scale * (1.0 + 1e-5)):
+            before, best = best, min(best, self.value(v, x))
+            slow = self.basis.size >= LARGE and before - best < WORTHWHILE * best
+            if slow or best <= max(enough, scale * (1.0 + 1e-5)):
                 break
         return max(0.0, best)
 
@@ -151,7 +161,7 @@ class Relaxation:
         Matrix entries and constant are sums of at most n products, within (n + 2) eps of the sum of their sizes; the eigenvalue
         solver is backward stable, and the eigenvalue moves by at most the norm of the error. The factor 8 is generous.
         """
-        matrix, constant, size = self._lift(v, x)
+        matrix, constant, size = self._lift(self.basis, v, x)
         largest = float(np.linalg.eigvalsh(matrix)[-1])
         terms = len(v) + len(matrix) + len(self._cuts)
         rounding = 8.0 * terms * float(np.finfo(np.float64).eps) * (size + float(np.linalg.norm(matrix)))
@@ -159,7 +169,7 @@ class Relaxation:
 
     def smoothed(self, v: FloatArray, x: FloatArray, temperature: float) -> SmoothBound:
         """T log tr exp((H + z e_0 e_0^T) / T) - z/2 + const, an upper bound as well, with its gradients."""
-        matrix, constant, _ = self._lift(v, x)
+        matrix, constant, _ = self._lift(self._rough, v, x)
         a, k, c = self._split(x)
         rising, height = (v > 0) & self._open, self.height
         falling = (v <= 0) & self._open
@@ -167,8 +177,7 @@ class Relaxation:
         weights = np.exp((values - values[-1]) / temperature)
         total = float(weights.sum())
         density = (vectors * (weights / total)) @ vectors.T
-        t = 2.0 * self.basis @ density[1:, 0]
-        square = 2.0 * np.einsum("ij,ij->i", self.basis @ density[1:, 1:], self.basis)
+        t, square = 2.0 * self.basis @ density[1:, 0], 2.0 * _forms(self._rough, density[1:, 1:])
         bent = np.where(falling, 0.5 * (k * square / height + (1.0 - k) * c * t), 0.5 * self._sign * t)
         by_v = 0.5 * t + np.where(rising, 0.25 * (square / a + a), bent)
         by_a = np.where(rising, 0.25 * v * (a - square / a), 0.0)
@@ -179,18 +188,26 @@ class Relaxation:
         return SmoothBound(value, by_v, np.concatenate([by_a, by_k, by_c, [density[0, 0] - 0.5], by_cuts]), density)
 
     @cached_property
+    def _rough(self) -> AnyFloats:
+        """U' in float32 where it is large: good enough for descent; a bound is always evaluated in float64."""
+        return self.basis.astype(np.float32) if self.basis.size >= LARGE else self.basis
+
+    @cached_property
+    def _lengths(self) -> FloatArray:
+        return np.asarray(np.linalg.norm(self.basis, axis=1))
+
+    @cached_property
     def _range(self) -> tuple[FloatArray, FloatArray]:
         """The least and the largest t_i in the region, or beyond them."""
         if self.region is None:
-            height = np.linalg.norm(self.basis, axis=1)
-            return -height, height
+            return -self._lengths, self._lengths
         return -self.region.reach(-self.basis), self.region.reach(self.basis)
 
     @cached_property
     def height(self) -> FloatArray:
         """h_i >= |t_i|, shape (n,)."""
         low, high = self._range
-        return np.asarray(np.maximum(np.maximum(-low, high), 1e-3 * np.linalg.norm(self.basis, axis=1)))
+        return np.asarray(np.maximum(np.maximum(-low, high), 1e-3 * self._lengths))
 
     @cached_property
     def _sign(self) -> FloatArray:
@@ -217,8 +234,11 @@ class Relaxation:
         n = len(self.basis)
         return np.exp(x[:n]), x[n : 2 * n], x[2 * n : 3 * n]
 
-    def _lift(self, v: FloatArray, x: FloatArray) -> tuple[FloatArray, float, float]:
-        """H + z e_0 e_0^T + sum_k l_k C_k, the constant less z/2, and the sum of the sizes of all terms, for the rounding."""
+    def _lift(self, basis: AnyFloats, v: FloatArray, x: FloatArray) -> tuple[FloatArray, float, float]:
+        """H + z e_0 e_0^T + sum_k l_k C_k, the constant less z/2, and the sum of the sizes of all terms, for the rounding.
+
+        `basis` is U', or U' in float32 for descent.
+        """
         a, k, c = self._split(x)
         rising, height = (v > 0) & self._open, self.height
         falling = (v <= 0) & self._open
@@ -228,9 +248,26 @@ class Relaxation:
         matrix = np.empty((width + 1, width + 1))
         matrix[0, 0] = z
         matrix[0, 1:] = matrix[1:, 0] = self.basis.T @ linear
-        matrix[1:, 1:] = 2.0 * (self.basis * quadratic[:, None]).T @ self.basis
+        matrix[1:, 1:] = 2.0 * _weighted_gram(basis, quadratic)
         matrix += np.einsum("k,kij->ij", multipliers, self._cuts)
         shift = 0.25 * float(np.where(rising, v, 0.0) @ a)
-        length = np.linalg.norm(self.basis, axis=1)
+        length = self._lengths
         size = float(np.abs(linear) @ length + 2.0 * np.abs(quadratic) @ length**2) + shift + abs(z) + 8.0 * float(np.sum(multipliers))
         return matrix, shift - 0.5 * z, size
+
+
+def _weighted_gram(basis: AnyFloats, weights: FloatArray) -> FloatArray:
+    """sum_i weights_i u_i u_i^T."""
+    total = np.zeros((basis.shape[1], basis.shape[1]))
+    narrow = weights.astype(basis.dtype)[:, None]
+    for first in range(0, len(basis), ROWS):
+        rows = basis[first : first + ROWS]
+        total += (rows * narrow[first : first + ROWS]).T @ rows
+    return total
+
+
+def _forms(basis: AnyFloats, matrix: FloatArray) -> FloatArray:
+    """u_i^T matrix u_i for each row."""
+    narrow = matrix.astype(basis.dtype)
+    blocks = (basis[first : first + ROWS] for first in range(0, len(basis), ROWS))
+    return np.concatenate([np.einsum("ij,ij->i", rows @ narrow, rows) for rows in blocks]).astype(np.float64)

@@ -97,8 +97,8 @@ class FullNorm(_BatchNorm):
         buffers = (self.adjoint_bias, self.adjoint_weight)
         if self.momentum > 0.0:
             derivatives = self._mean_over_processes(derivatives.clone())
-            # After an overflow in float16 a gradient scaler skips the step; infinity would stay in the average for good.
-            share = self.momentum * derivatives.isfinite().all()
+            # After an overflow in float16 a gradient scaler skips the step; infinity would stay in a channel's average for good.
+            share = self.momentum * derivatives.isfinite().all(dim=0)
             for buffer, value in zip(buffers, derivatives.nan_to_num(), strict=True):
                 buffer.lerp_(value, share.to(buffer.dtype))
         return torch.stack(buffers)

@@ -44,8 +44,9 @@ class KernelIterate:
 
     def __post_init__(self) -> None:
         program = self.program
-        masks = np.unpackbits(program.operator.bits.numpy(), axis=1)[:, : len(program.gates)].astype(np.float64)
-        kernel = (program.basis @ program.basis.T) * (masks @ masks.T)
+        masks = np.unpackbits(program.operator.bits.numpy(), axis=1)[:, : len(program.gates)].astype(np.float32)
+        kernel = program.basis @ program.basis.T
+        kernel *= masks @ masks.T  # whole numbers, exact in float32
         self.quotient = TRACE * float(np.trace(kernel)) / len(kernel)
         self.solve = _solver(kernel, self.quotient)
         smoothness = program.loss.smoothness
@@ -67,7 +68,7 @@ class KernelIterate:
         return self.program.operator.adjoint(torch.as_tensor(v))
 
     def step(self) -> None:
-        """One iteration; the stiffness is balanced now and then."""
+        """One iteration; now and then the stiffness is balanced, and the scaled shifts with it."""
         program, penalty_stiffness = self.program, self.quotient * self.stiffness
         centre, target = self.weights - self.shift, self.f - self.f_shift
         multiplier = self.solve(target - self.forward(centre))
@@ -76,22 +77,25 @@ class KernelIterate:
         f_raised = OVER * (target - self.quotient * multiplier) + (1.0 - OVER) * self.f + self.f_shift
         weights = program.penalty.prox(raised, program.beta / penalty_stiffness)[0]
         f = program.loss.prox(f_raised, program.y, 1.0 / self.stiffness)
-        moved = float((weights - self.weights).norm()), float(np.linalg.norm(f - self.f))
-        apart = float((centre + image - weights).norm()), float(np.linalg.norm(target - self.quotient * multiplier - f))
-        self.shift, self.f_shift, self.weights, self.f = raised - weights, f_raised - f, weights, f
         self.iterations += 1
+        factor = 1.0
         if self.iterations in BALANCE:
-            self.balance(np.hypot(self.quotient**0.5 * apart[0], apart[1]), np.hypot(self.quotient**0.5 * moved[0], moved[1]))
+            apart = self.size(centre + image - weights, target - self.quotient * multiplier - f)
+            moved = self.size(weights - self.weights, f - self.f)
+            factor = self.balance(apart, moved)
+        self.shift, self.f_shift, self.weights, self.f = (raised - weights) / factor, (f_raised - f) / factor, weights, f
+        self.stiffness *= factor
 
-    def balance(self, apart: float, moved: float) -> None:
-        """Stiffer where the copies are far apart, softer where the iterate moves too much, relative to their sizes."""
-        copies = np.hypot(self.quotient**0.5 * float(self.weights.norm()), np.linalg.norm(self.f))
-        shifts = np.hypot(self.quotient**0.5 * float(self.shift.norm()), np.linalg.norm(self.f_shift))
-        ratio = (apart * shifts) / (moved * copies) if moved * copies > 0 else 1.0
-        if ratio > UNBALANCED or ratio * UNBALANCED < 1.0:
-            factor = float(np.clip(np.sqrt(ratio), 0.2, 5.0))
-            self.stiffness *= factor
-            self.shift, self.f_shift = self.shift / factor, self.f_shift / factor
+    def size(self, weights: torch.Tensor, f: FloatArray) -> float:
+        """The norm of a pair, each in its own stiffness."""
+        return float(np.hypot(self.quotient**0.5 * float(weights.norm()), np.linalg.norm(f)))
+
+    def balance(self, apart: float, moved: float) -> float:
+        """What to multiply the stiffness by: more where the copies are far apart, less where the iterate moves much, for their sizes."""
+        one, other = apart * self.size(self.shift, self.f_shift), moved * self.size(self.weights, self.f)
+        if min(one, other) <= 0.0 or 1.0 / UNBALANCED <= one / other <= UNBALANCED:
+            return 1.0
+        return float(np.clip(np.sqrt(one / other), 0.2, 5.0))
 
     def dual(self) -> FloatArray:
         """(n, C) minus the gradient of the loss at f, by its proximal map: in the domain of the conjugate, also at kinks."""

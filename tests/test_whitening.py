@@ -310,3 +310,18 @@ def test_one_unit_for_all_columns_changes_no_truncation(unit: float):
 def test_rank_is_a_number_of_directions_or_a_share(rank: object):
     with pytest.raises(InputError, match="rank = "):
         whiten(grid(3, 2), rank=rank)
+
+
+@pytest.mark.parametrize("weakest", [1e-2, 1e-6])
+def test_tall_data_are_decomposed_as_lapack_does(weakest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the Gram matrix where the weakest direction allows it, and by LAPACK where not: patches of images are tall."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((600, 3)) @ np.diag([1.0, 0.3, weakest]) @ generator.standard_normal((3, 3)) + 5.0
+    tall = whiten(X)
+    monkeypatch.setattr("convexbn.whitening.TALL", np.inf)
+    usual = whiten(X)
+    np.testing.assert_allclose(tall.singular_values, usual.singular_values, rtol=1e-9)
+    signs = np.sign(np.sum(tall.basis * usual.basis, axis=0))
+    np.testing.assert_allclose(tall.basis * signs, usual.basis, atol=1e-9 / weakest)
+    np.testing.assert_allclose(tall.basis.T @ tall.basis, np.eye(4), atol=1e-14)
+    np.testing.assert_allclose(tall.transform(X), tall.basis, atol=1e-8)

@@ -288,12 +288,13 @@ class _Judge:
             return found
         directions, outputs = self.neurons
         training = RelaxedTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs)
-        idle = 0
+        idle, best = 0, -np.inf
         while idle < PATIENCE and time.perf_counter() < deadline and objective - found.proved > PROOF_GAP * objective:
             training.advance(deadline)
             v = -self.loss.project(-training.dual, self.y)
             better = self.scaled(v, replace(found.price, lower=0.0, upper=bound_by_products(self.basis, v, training.multipliers)))
-            idle = 0 if better.proved - found.proved > IDLE * (objective - found.proved) else idle + 1
+            idle = 0 if better.proved - best > IDLE * (objective - better.proved) else idle + 1
+            best = max(best, better.proved)
             found = max(found, better, key=lambda bound: bound.proved)
         return found
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from convexbn.validation import FloatArray
 
-BATCH = 2_048  # boxes split at once: their images are a matrix of BATCH x n
+BATCH = 256  # boxes split at once: the images of both halves are a matrix of 2 BATCH x n, best in the cache
+ROUND = 65_536  # the most that are taken out of the others at once, which copies these
 FRONTIER = 1_000_000  # open boxes in memory; beyond that the newest are split first, which needs no more
 BISECTIONS = 12
 BOX_COLUMNS = 8  # the number of boxes grows exponentially with the columns of the basis: with more, other proofs are better
@@ -26,14 +28,15 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.bound)
 
-    def take(self, rows: np.ndarray) -> Boxes:
+    def take(self, rows: np.ndarray | slice) -> Boxes:
         """The boxes of those rows."""
         return Boxes(self.centre[rows], self.half[rows], self.bound[rows])
 
-    def joined(self, other: Boxes) -> Boxes:
-        """These boxes and the others."""
-        pairs = ((self.centre, other.centre), (self.half, other.half), (self.bound, other.bound))
-        return Boxes(*(np.concatenate(pair) for pair in pairs))
+    @classmethod
+    def joined(cls, parts: Sequence[Boxes]) -> Boxes:
+        """All boxes of the parts."""
+        centre, half, bound = (np.concatenate([getattr(part, name) for part in parts]) for name in ("centre", "half", "bound"))
+        return cls(centre, half, bound)
 
     def halved(self) -> Boxes:
         """Both halves of each box, cut across its longest side."""
@@ -71,15 +74,21 @@ def bound_by_boxes(basis: FloatArray, v: FloatArray, lower: float, *, tolerance:
     trivial = float(np.linalg.norm(np.maximum(v, 0.0))) * (1.0 + 1e-12)
     open_boxes = Boxes(faces, 1.0 - np.abs(faces), np.full(len(faces), trivial))
     while len(open_boxes) and time.perf_counter() < deadline:
-        count = min(BATCH, len(open_boxes))
+        count = min(len(open_boxes), max(BATCH, min(len(open_boxes) // 2, ROUND)))
         full = len(open_boxes) > FRONTIER
         worst = np.arange(len(open_boxes) - count, len(open_boxes)) if full else np.argpartition(-open_boxes.bound, count - 1)[:count]
         rest = np.ones(len(open_boxes), dtype=np.bool_)
         rest[worst] = False
-        children = _bounded(basis, v, open_boxes.take(worst).halved())
-        closed = children.bound <= goal
-        done = max(done, float(np.max(children.bound[closed], initial=0.0)))
-        open_boxes = open_boxes.take(rest).joined(children.take(~closed))
+        chosen, parts = open_boxes.take(worst), [open_boxes.take(rest)]
+        for first in range(0, count, BATCH):
+            if time.perf_counter() >= deadline:
+                parts.append(chosen.take(slice(first, None)))
+                break
+            children = _bounded(basis, v, chosen.take(slice(first, first + BATCH)).halved())
+            closed = children.bound <= goal
+            done = max(done, float(np.max(children.bound[closed], initial=0.0)))
+            parts.append(children.take(~closed))
+        open_boxes = Boxes.joined(parts)
     return max(done, float(np.max(open_boxes.bound, initial=0.0)))
 
 
@@ -87,11 +96,15 @@ def _bounded(basis: FloatArray, v: FloatArray, boxes: Boxes) -> Boxes:
     """The boxes with their own bounds, which are never above those that they come with."""
     middle = boxes.centre @ basis.T
     reach = boxes.half @ np.abs(basis).T
-    low, high = middle - reach, middle + reach
-    share = np.where(low >= 0, 1.0, np.where(high <= 0, 0.0, high / np.where(high > low, high - low, 1.0)))
-    slopes = share * v
-    offset = -np.sum(np.where(v > 0, slopes * np.minimum(low, 0.0), 0.0), axis=1)
-    linear = slopes @ basis
+    share = middle / np.maximum(reach, 1e-300)  # of the range [middle - reach, middle + reach] that is positive
+    share += 1.0
+    share *= 0.5
+    np.clip(share, 0.0, 1.0, out=share)
+    linear = share @ (v[:, None] * basis)
+    middle -= reach
+    np.minimum(middle, 0.0, out=middle)
+    middle *= share
+    offset = -(middle @ np.maximum(v, 0.0))
     length = np.linalg.norm(boxes.centre, axis=1, keepdims=True)
     outward = boxes.centre / length
     # Sums of n products of sizes |v_i| ||u_i|| ||s||, and of r+1 products after that: generous for the order of summation.

@@ -110,7 +110,8 @@ class GatedProgram:
 
         inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded", options={"maxiter": 12}).x
         candidates = [(value(t), t) for t in (0.0, float(inner), min(1.0, top), top)]
-        return max(candidates)
+        best, scale = max(candidates)
+        return best + 0.0, scale  # no minus zero
 
     def price(self, v: FloatArray) -> float:
         """The largest of the `worths` of V, over all gates: exact."""

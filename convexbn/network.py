@@ -67,6 +67,8 @@ class Network:
         rows = check_data(X, samples=samples) if self.patches is None or np.ndim(X) == 2 else self.patches.rows(X)
         if rows.shape[1] != self.weights.shape[1]:
             raise InputError(f"X has {rows.shape[1]} features, but this network is expecting {self.weights.shape[1]} features as input")
+        if len(rows) % self.pooling.patches:
+            raise InputError(f"X has {len(rows)} rows, but each image has {self.pooling.patches} patches: pass the images (n, c, h, w)")
         return rows
 
     def hidden(self, X: npt.ArrayLike) -> FloatArray:

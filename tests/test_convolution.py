@@ -262,6 +262,8 @@ def test_predictions_for_other_images_and_their_errors() -> None:
         fit.predict(images(2, (1, 4, 3)))
     with pytest.raises(InputError, match=r"^X has shape \(5, 3, 3\), not \(samples, channels, height, width\)"):
         fit.predict(X[:, 0])
+    with pytest.raises(InputError, match=r"^X has 7 rows, but each image has 4 patches"):
+        fit.predict(np.ones((7, 1)))
 
 
 @pytest.mark.parametrize("function", [fit_convex_bn, beta_max])

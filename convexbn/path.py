@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from convexbn.fit import Fit, beta_max, choose_solver, fit_convex_bn
+from convexbn.arrangements import Arrangements
+from convexbn.fit import Fit, beta_max, check_word, choose_solver, fit_convex_bn
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, recover
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.solution import Status
-from convexbn.solvers import ClosedForm, SlidingFrankWolfe, obstacle
+from convexbn.solvers import ActiveSet, ClosedForm, SlidingFrankWolfe, obstacle
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets, real_array
 from convexbn.whitening import whiten
 
@@ -131,6 +132,7 @@ def fit_path(
     count: int = 20,
     smallest: float = 0.01,
     loss: str | Loss = "squared",
+    arrangements: str | int | Arrangements = "auto",
     rank: float | None = None,
     seed: int = 0,
     proof_seconds: float = 0.0,
@@ -140,9 +142,9 @@ def fit_path(
 
         p(beta) = min  L( sum_j (BN_{g_j,a_j}(X w_j))_+ v_j^T, y ) + (beta/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 )
 
-    Every point is certified. The optimum is sought over all arrangements, by the solver that `fit_convex_bn` takes by itself: in
-    closed form at rank n - 1, by Clarabel where they are at most 1000, and else by sliding Frank-Wolfe, which begins with the
-    neurons of the point before and ends at an estimated relative gap of 1e-4. Ctrl-C keeps the points that are complete.
+    Every point is certified. The solver is the one that `fit_convex_bn` takes by itself: the closed form at rank n - 1, over listed
+    arrangements Clarabel or the active set, and else sliding Frank-Wolfe, to an estimated relative gap of 1e-4. The last two begin
+    with the neurons of the point before. Ctrl-C keeps the points that are complete.
 
     Parameters
     ----------
@@ -151,7 +153,7 @@ def fit_path(
     betas : (points,) absolute, in any order, doubles count once; None takes `count` of them, evenly on a log scale from beta_max down
     count : how many
     smallest : the last of them, as a fraction of beta_max
-    loss, rank, seed : as in `fit_convex_bn`
+    loss, arrangements, rank, seed : as in `fit_convex_bn`; of a sample the bounds hold for the sampled program
     proof_seconds : of branch and bound for each point, as in `fit_convex_bn`; 0 leaves the proof to the relaxation
     verbose : print a line a point
 
@@ -160,10 +162,10 @@ def fit_path(
     InputError
         For an argument that can't be used.
     """
-    strengths = choose_betas(X, y, betas, count, smallest=smallest, loss=loss, rank=rank)
+    strengths = choose_betas(X, y, betas, count, smallest=smallest, loss=loss, arrangements=arrangements, rank=rank, seed=seed)
     fits: list[Fit] = []
     try:
-        for fit in _points(X, y, strengths, loss=loss, rank=rank, seed=seed, proof_seconds=proof_seconds):
+        for fit in _points(X, y, strengths, arrangements, loss=loss, rank=rank, seed=seed, proof_seconds=proof_seconds):
             if fit.solution.status is Status.INTERRUPTED:
                 raise KeyboardInterrupt
             fits.append(fit)
@@ -183,7 +185,9 @@ def choose_betas(
     *,
     smallest: float,
     loss: str | Loss,
+    arrangements: str | int | Arrangements = "auto",
     rank: float | None = None,
+    seed: int = 0,
 ) -> FloatArray:
     """(points,) falling betas: those given, without doubles, or `count`, evenly on a log scale from beta_max to `smallest` of it.
 
@@ -194,7 +198,7 @@ def choose_betas(
     check_count(count, "count")
     if check_positive(smallest, "smallest") > 1.0:
         raise InputError(f"smallest = {smallest} is a fraction of beta_max, beyond which every network is zero: pass a float up to 1")
-    largest = ABOVE * beta_max(X, y, loss=loss, rank=rank) or 1.0
+    largest = ABOVE * beta_max(X, y, loss=loss, arrangements=arrangements, rank=rank, seed=seed) or 1.0
     chosen: FloatArray = largest * np.geomspace(1.0, smallest, count)
     return chosen
 
@@ -219,18 +223,37 @@ def networks_along(
 
 
 def _points(
-    X: npt.ArrayLike, y: npt.ArrayLike, betas: FloatArray, *, loss: str | Loss, rank: float | None, seed: int, proof_seconds: float
+    X: npt.ArrayLike,
+    y: npt.ArrayLike,
+    betas: FloatArray,
+    arrangements: str | int | Arrangements,
+    *,
+    loss: str | Loss,
+    rank: float | None,
+    seed: int,
+    proof_seconds: float,
 ) -> Iterator[Fit]:
     """A fit for each beta. Each whitens again, in a hundredth of the time that its certificate takes."""
     data = check_data(X)
     the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
-    usual = choose_solver("auto", "auto", whiten(data, rank=rank), targets, the_loss, seed=seed)
+    check_word(arrangements)
+    usual = choose_solver("auto", arrangements, whiten(data, rank=rank), targets, the_loss, seed=seed)
     solver = replace(usual, tolerance=TOLERANCE) if isinstance(usual, SlidingFrankWolfe) else usual
     for beta in betas:
-        fit = fit_convex_bn(data, y, beta=float(beta), loss=loss, solver=solver, rank=rank, seed=seed, proof_seconds=proof_seconds)
+        fit = fit_convex_bn(
+            data,
+            y,
+            beta=float(beta),
+            loss=loss,
+            arrangements=arrangements,
+            solver=solver,
+            rank=rank,
+            seed=seed,
+            proof_seconds=proof_seconds,
+        )
         yield fit
-        if isinstance(solver, SlidingFrankWolfe):
+        if isinstance(solver, SlidingFrankWolfe | ActiveSet):
             solver = replace(solver, warm_start=(fit.solution.directions, fit.solution.outputs))
 
 

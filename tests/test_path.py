@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from convexbn import Evidence, InputError, Squared, Status, fit_convex_bn
+from convexbn import ActiveSet, Evidence, InputError, Squared, Status, fit_convex_bn
 from convexbn import path as module
 from convexbn.path import Path, fit_path, networks_along
 
@@ -260,3 +260,17 @@ def test_bad_betas_are_refused(betas, message):
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         fit_path(*task("squared"), **settings)
+
+
+def test_a_path_over_a_sample_is_warm_started_and_certified_for_it():
+    """Each point is the optimum that a solve from nothing finds, in fewer rounds."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((100, 4))
+    y = np.maximum(X @ generator.standard_normal((4, 3)), 0.0).sum(axis=1)
+    path = fit_path(X, y - y.mean(), count=4, smallest=0.05, arrangements=40)
+    assert all(fit.solution.solver == "active set" for fit in path.fits[1:])
+    assert all(fit.certificate.evidence is Evidence.SAMPLED and fit.certificate.relative_gap <= 1e-6 for fit in path.fits)
+    last = path.fits[-1]
+    cold = ActiveSet().solve(last.program)
+    assert last.certificate.objective == pytest.approx(cold.trace[-1].objective, rel=1e-6)
+    assert last.solution.iterations < cold.iterations

@@ -1,4 +1,4 @@
-"""The example of batch normalisation after the ReLU prints what holds."""
+"""The examples of truncation and batch normalisation after the ReLU print what holds."""
 
 from __future__ import annotations
 
@@ -23,3 +23,16 @@ def test_no_start_ends_below_the_optimum_with_normalisation_after_the_relu(tmp_p
     assert max(program[1], closed[1]) <= 1e-6
     with Image.open(target) as picture:
         assert picture.width >= 1200
+
+
+def test_truncation_prints_a_row_for_each_rank(tmp_path: Path) -> None:
+    target = tmp_path / "truncation.png"
+    text = printed("truncation.py", "--quick", "--picture", str(target))
+    found = rows(text)
+    shares = [row[0] for row in found]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100.0
+    chosen = next(row for row, line in zip(found, [line for line in text.splitlines() if line.startswith("│")], strict=True) if "*" in line)
+    assert chosen[2] == min(row[2] for row in found)
+    assert "for networks that read only" in text or "rank 30" in text
+    assert target.exists()

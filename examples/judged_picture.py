@@ -76,7 +76,7 @@ def draw_problem(panel: Any, problem: Problem, findings: list[Finding]) -> None:
     style = {"ha": "left", "fontsize": 10.5, "color": "#6b5a20"}
     panel.text(1.1, 1.12 * gap, f"convex program: at most {percent(gap)}, {certificate.evidence.value}", va="bottom", **style)
     panel.text(1.1, 0.88 * gap, "the optimum lies in this band", va="top", **style)
-    panel.set(xscale="log", yscale="log", xlabel="epoch", ylabel=EXCESS)
+    panel.set(xscale="log", yscale="log", xlabel="epoch")
     panel.set_xticks([1, 10, 100], ["1", "10", "100"])
     panel.set_yticks(TICKS, map(percent, TICKS))
     panel.set(xlim=(1, findings[0].run.epochs[-1]), ylim=(BOTTOM, TOP))
@@ -117,9 +117,11 @@ def draw(panels: list[tuple[Problem, list[Finding]]], rates: int, path: Path) ->
 
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     rows = (len(panels) + 2) // 2
-    figure, axes = plt.subplots(rows, 2, figsize=(12.5, 5.2 * rows + 0.8), squeeze=False)
+    figure, axes = plt.subplots(rows, 2, figsize=(13.2, 5.2 * rows + 0.8), squeeze=False)
     for panel, (the_problem, findings) in zip(axes.flat, panels, strict=False):
         draw_problem(panel, the_problem, findings)
+    for panel in axes[:, 0]:
+        panel.set_ylabel(EXCESS)
     draw_reasons(axes.flat[len(panels)], *panels[len(panels) // 2])
     for panel in axes.flat:
         panel.minorticks_off()
@@ -134,7 +136,7 @@ def draw(panels: list[tuple[Problem, list[Finding]]], rates: int, path: Path) ->
         f"samples,\nshuffled or sorted by target; the others take the full batch."
     )
     figure.text(0.012, 1.0 - 0.45 / (5.2 * rows + 0.8), caption, va="top", fontsize=11, color="#444444")
-    figure.subplots_adjust(left=0.075, right=0.86, top=top, bottom=0.6 / (5.2 * rows + 0.8), wspace=0.72, hspace=0.28)
+    figure.subplots_adjust(left=0.072, right=0.865, top=top, bottom=0.6 / (5.2 * rows + 0.8), wspace=0.86, hspace=0.28)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

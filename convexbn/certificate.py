@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import enum
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
+from convexbn.judge import Judge
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
-from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, is_square, known_price, price_dual, price_everywhere
-from convexbn.pricing.dual_point import improve_dual
-from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining, bound_by_products
-from convexbn.pricing.outputs import OUTPUTS
-from convexbn.threads import LARGE, few_threads
+from convexbn.pricing import is_square, known_price
+from convexbn.threads import few_threads
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
-# Branch and bound begins where the relaxation leaves a larger gap.
-PROOF_GAP = 1e-3
-HOPELESS_GAP = 0.1  # with many columns, for a better dual point
-TREE_GAP = 0.01  # with many columns; beyond it products of samples win more than splitting the sphere
-DUAL_STEPS = (100, 400)
-IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
 CHECKED = 8_192  # rows at a time, as data can be larger than half of the memory
-AT_LEAST = 1.0  # seconds for a better dual point and its price
 
 
 class Evidence(enum.Enum):
@@ -175,7 +163,7 @@ def certify_on(
     candidates = [-loss.gradient(network.on(data).predict(data), targets)]
     if dual is not None:
         candidates += _usable(dual, targets)
-    judge = _Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, min(1.0, seconds))
+    judge = Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, min(1.0, seconds))
     with few_threads(whitening.basis.size):
         found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
         if arrangements is None and known_price(whitening.basis, network.pooling.spread(found.v)) is None:
@@ -200,138 +188,6 @@ def _evidence(basis: FloatArray, y: FloatArray, arrangements: Arrangements | Non
     if arrangements.complete:
         return Evidence.PROVED, str(arrangements)
     return Evidence.SAMPLED, f"{arrangements} and the network's own neurons"
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """The bound of one dual point v, with the scaled point and the price of v that scaled it."""
-
-    proved: float
-    v: FloatArray
-    dual: FloatArray
-    price: Price
-
-
-class _Judge:
-    """Turns candidates for the dual point into bounds, and remembers the best estimate on the way."""
-
-    def __init__(
-        self,
-        basis: FloatArray,
-        y: FloatArray,
-        loss: Loss,
-        beta: float,
-        arrangements: Arrangements | None,
-        network: Network,
-        data: FloatArray,
-        patience: float,
-    ) -> None:
-        self.patience = patience
-        self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
-        self.pooling, self.activations = network.pooling, network.activations(data)
-        self.neurons = basis.T @ network.hidden(data), network.outputs
-        self.sizes = np.hypot(network.gain, network.shift)
-        self.mass = network.balanced().penalty()
-        self.best_estimate = -np.inf
-        self.best: tuple[FloatArray, Price] | None = None
-
-    def bound(self, candidate: FloatArray) -> _Bound:
-        """-L*(-t V) with t h(V) <= beta, and the estimate that goes with it."""
-        v = -self.loss.project(-candidate, self.y)
-        price = price_dual(self.basis, self.pooling.spread(v), self.arrangements, seconds=self.patience)
-        estimate = best_scale(self.loss, self.y, self.beta, v, max(price.lower, self._own(v)))[1]
-        if self.best is None or estimate > self.best_estimate:
-            self.best_estimate, self.best = estimate, (v, price)
-        return self.scaled(v, price)
-
-    def scaled(self, v: FloatArray, price: Price) -> _Bound:
-        """The bound of v; the network's own neurons count in its price, so that the bound can't pass the network's objective."""
-        price = replace(price, upper=max(price.upper, self._own(v)))
-        scale, proved = best_scale(self.loss, self.y, self.beta, v, price.upper)
-        return _Bound(proved, v, scale * v, price)
-
-    def tightened(self, found: _Bound, objective: float, seconds: float) -> _Bound:
-        """The best bound after better dual points for the relaxation, and after branch and bound where that isn't enough.
-
-        Descent for the dual point is noisy, as the relaxation is not smooth: more steps from the best point so far, twice. What
-        wins most comes next, by the number of outputs, of columns and the gap.
-        """
-        deadline = time.perf_counter() + seconds
-        several, many = self.y.ndim > 1, self.basis.shape[1] > BOX_COLUMNS
-        if several:
-            found = self._by_products(found, objective, deadline)
-            if self.y.shape[1] > OUTPUTS or objective - found.proved <= PROOF_GAP * objective:
-                return found
-        for steps in DUAL_STEPS:
-            better = self._better_dual(found, steps, max(AT_LEAST, deadline - time.perf_counter()))
-            found = max(found, better, key=lambda bound: bound.proved)
-            gap = objective - found.proved
-            if gap <= PROOF_GAP * objective or time.perf_counter() >= deadline:
-                return found
-            if many and gap > HOPELESS_GAP * objective:
-                break
-        if several or self.basis.size >= LARGE:
-            return found
-        if many and gap > TREE_GAP * objective:
-            return self._by_products(found, objective, deadline)
-        return max(found, self._by_search(found, deadline - time.perf_counter()), key=lambda bound: bound.proved)
-
-    def _better_dual(self, found: _Bound, steps: int, seconds: float) -> _Bound:
-        """The bound of a point that the relaxation likes better, half of the time for the point and half for its price."""
-        directions, outputs = found.price.directions, found.price.outputs
-        problem = self.basis, self.y, self.loss, self.beta
-        v = improve_dual(*problem, found.dual, directions, outputs, self.mass, pooling=self.pooling, steps=steps, seconds=0.5 * seconds)
-        return self.scaled(v, price_everywhere(self.basis, self.pooling.spread(v), seconds=0.5 * seconds))
-
-    def _by_products(self, found: _Bound, objective: float, deadline: float) -> _Bound:
-        """The best bound of the training problem relaxed to doubly nonnegative matrices, as long as it gets better by percents."""
-        if len(self.basis) > SAMPLES or self.pooling.patches > 1:
-            return found
-        directions, outputs = self.neurons
-        training = RelaxedTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs)
-        idle, best = 0, -np.inf
-        while idle < PATIENCE and time.perf_counter() < deadline and objective - found.proved > PROOF_GAP * objective:
-            training.advance(deadline)
-            v = -self.loss.project(-training.dual, self.y)
-            better = self.scaled(v, replace(found.price, lower=0.0, upper=bound_by_products(self.basis, v, training.multipliers)))
-            idle = 0 if better.proved - best > IDLE * (objective - better.proved) else idle + 1
-            best = max(best, better.proved)
-            found = max(found, better, key=lambda bound: bound.proved)
-        return found
-
-    def _by_search(self, found: _Bound, seconds: float) -> _Bound:
-        """Branch and bound: on boxes at the point with the best estimate, or, for more columns, on the sphere at the best bound."""
-        assert self.best is not None
-        if self.basis.shape[1] <= BOX_COLUMNS:
-            v, price = self.best
-            rows = self.pooling.spread(v)
-            search = partial(bound_by_boxes, self.basis, lower=price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
-            with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
-                return self.scaled(v, replace(price, upper=max(threads.map(search, (rows, -rows)))))
-        v, price = found.v, found.price
-        rows = self.pooling.spread(v)
-        upper = bound_by_tree(self.basis, rows, price.directions, price.outputs, price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
-        return self.scaled(v, replace(price, upper=upper))
-
-    def _own(self, v: FloatArray) -> float:
-        """The largest ||v^T (U's)_+|| / ||s|| of the network's neurons."""
-        worths = np.linalg.norm(self.activations.T @ v.reshape(len(v), -1), axis=1)
-        return float(np.max(worths / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
-
-
-def best_scale(loss: Loss, y: FloatArray, beta: float, v: FloatArray, price: float) -> tuple[float, float]:
-    """The t >= 0 with t `price` <= beta and a large -L*(-t v), and that value: concave in t, and any t is valid."""
-    from scipy.optimize import minimize_scalar
-
-    top = beta / price if price > 0 else 1.0
-
-    def value(t: float) -> float:
-        with np.errstate(over="ignore"):  # for beta far beyond beta_max the largest scale overflows, to minus infinity
-            return -loss.conjugate(-t * v, y)
-
-    inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded").x if top > 0 else 0.0
-    best = max((0.0, float(inner), min(1.0, top), top), key=value)
-    return best, value(best)
 
 
 def _check_basis(whitening: Whitening, data: FloatArray) -> None:

@@ -19,7 +19,7 @@ FLOORS = [
     ["validation", "progress", "threads"],
     ["losses", "arrangements", "whitening", "patches", "features", "collapse"],
     ["program", "network", "pricing", "smoothing", "checkpoint"],
-    ["solution", "pruning"],
+    ["solution", "pruning", "judge"],
     ["solvers", "certificate", "export", "training", "datasets"],
     ["fit", "gated", "post_bn"],
     ["path"],

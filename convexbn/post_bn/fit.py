@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
-from convexbn.certificate import Certificate, Evidence, best_scale
+from convexbn.certificate import Certificate, Evidence
 from convexbn.export import to_torch
+from convexbn.judge import best_scale
 from convexbn.losses import Loss, Squared, get_loss
 from convexbn.network import Network
 from convexbn.post_bn.conic import Neurons, solve_cells

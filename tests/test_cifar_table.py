@@ -124,6 +124,8 @@ def test_validation_chooses_and_the_test_images_are_read_once_a_seed(split, tmp_
     table.complete(row, split, table.Store.at(tmp_path / "results.json"), "", "cpu")
     assert len(seen) == 12
     table.complete(replace(row, seeds=3), split, table.Store.at(tmp_path / "results.json"), "", "cpu")
+    assert len(seen) == 13, "one more seed"
+    table.complete(replace(row, choice_samples=40), split, table.Store.at(tmp_path / "results.json"), "", "cpu")
     assert len(seen) == 25, "another row is fitted anew"
 
 

@@ -38,6 +38,7 @@ SHARP = 0.003
 ACCURACY = 0.1  # of the amplitudes, of the gap
 SHARP_COSINE = 1.0 - 1e-9
 PROMISING, FEET = 0.97, 32  # directions with such a worth, of beta, are climbed from, and so many in any case
+CLIMB, LONG_CLIMB = 30, 200  # steps
 CONFIRM = 8  # times as many starts before the gap is believed,
 CONFIRMATIONS = 3  # times over
 
@@ -260,13 +261,15 @@ class _State:
         seed = (self.settings.seed, self.draws)
         random = directions_around(self.neurons.directions, starts, seed) if self.sharp else random_directions(starts, rough.shape[1], seed)
         known = np.concatenate([random, self.neurons.directions]).astype(dtype)
-        generations = 0 if self.sharp and starts == self.settings.starts else GENERATIONS
+        long = starts > self.settings.starts
+        generations = 0 if self.sharp and not long else GENERATIONS
         found, worths = evolve(rough, columns, known, seed=seed, children=self.settings.starts, generations=generations)
         if not self.sharp:
             return found.astype(np.float64), worths.astype(np.float64)
         count = max(FEET, int(np.sum(worths > PROMISING * self.beta)))
         best = found[distinct(found, worths, cosine=COSINE, most=count)].astype(np.float64)
-        found = climb(self.exact, rows, np.concatenate([self.neurons.directions, best]))
+        steps = LONG_CLIMB if long else CLIMB
+        found = climb(self.exact, rows, np.concatenate([self.neurons.directions, best]), steps=steps)
         return found, self.worths(v, found)
 
     def believe(self, v: FloatArray, worth: float) -> None:

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from convexbn.pricing.cells import cone_multipliers
 from convexbn.validation import FloatArray
-
-DISTANCES = (0.1, 0.2, 0.4, 0.8)  # from good directions, where others are looked for
 
 
 def random_directions(count: int, width: int, seed: tuple[int, ...]) -> FloatArray:
     """Independent uniform directions, shape (count, width); a pure function of the seed."""
     return normalised(np.random.default_rng(seed).standard_normal((count, width)))
-
-
-def directions_around(centres: FloatArray, count: int, seed: tuple[int, ...]) -> FloatArray:
-    """Directions at several distances from random ones of the centres, every second of them just random; shape (count, width)."""
-    generator = np.random.default_rng(seed)
-    random = normalised(generator.standard_normal((count, centres.shape[1])))
-    near = centres[generator.integers(len(centres), size=count)] + np.resize(np.repeat(DISTANCES, 2), count)[:, None] * random
-    directions: FloatArray = np.where(np.arange(count)[:, None] % 2 == 0, random, near)
-    return directions
 
 
 def normalised(rows: FloatArray) -> FloatArray:
@@ -100,3 +90,42 @@ def evolve(
         found = local_search(basis, v, one + np.where(mixed, other, 0.5 * nearby))
         directions, worths = np.concatenate([directions, found[0]]), np.concatenate([worths, found[1]])
     return directions, worths
+
+
+def climb(basis: FloatArray, v: FloatArray, direction: FloatArray, *, cells: int = 20) -> FloatArray:
+    """Walk from cell to cell to a direction that is maximal in its own cell and across every facet that it touches.
+
+    In a cell the maximum of (V u)^T D U's over ||s|| <= 1, u fixed, is a projection on a cone: non-negative least squares with
+    multipliers l of the facets. A touched facet i is worth crossing where l_i + (V u)_i > 0. Gradient steps jam at such ridges,
+    up to 1e-4 below the top.
+
+    Parameters
+    ----------
+    basis : (n, r+1) U'
+    v : (n, C) the dual point V
+    direction : (r+1,), best from `local_search`
+    cells : at most so many are visited
+    """
+
+    def worth(s: FloatArray) -> FloatArray:
+        values: FloatArray = v.T @ np.maximum(basis @ s, 0.0)
+        return values
+
+    best = direction
+    active = basis @ best >= 0
+    for _ in range(cells):
+        values = worth(best)
+        pull = v @ (values / (np.linalg.norm(values) or 1.0))
+        cone = np.where(active, 1.0, -1.0)[:, None] * basis
+        centre = basis.T @ (active * pull)
+        multipliers = cone_multipliers(cone, centre)
+        top = normalised((centre + cone.T @ multipliers)[None])[0]
+        if np.linalg.norm(worth(top)) > np.linalg.norm(worth(best)):
+            best = top
+        gain = np.where(multipliers > 0, multipliers + pull, 0.0)
+        crossed = int(np.argmax(gain))
+        if gain[crossed] <= 1e-9 * np.linalg.norm(pull):
+            break
+        active = active.copy()
+        active[crossed] = ~active[crossed]
+    return best

@@ -12,13 +12,12 @@ import numpy as np
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from convexbn.losses import Loss
 from convexbn.network import merge
-from convexbn.pricing import climb, directions_around, distinct, evolve, random_directions
+from convexbn.pricing import climb, distinct, evolve, local_search, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.smoothing import Smoothed
 from convexbn.solution import Round, Solution, Status
-from convexbn.solvers.amplitudes import fit_amplitudes
-from convexbn.solvers.descent import slide
+from convexbn.solvers.descent import fit_amplitudes, slide
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
@@ -33,14 +32,8 @@ PRICINGS = 3  # rounds of pricing and amplitudes before each slide
 POOL = 500  # directions that are remembered, and priced again without a search
 CORRECTIONS = 5  # amplitude solves with neurons out of the pool before the next search
 GENERATIONS = 2  # of each search
-# Below this gap descent gives way to climbs: neurons then sit on so many facets that only exact maxima of the price move them.
-SHARP = 0.003
-ACCURACY = 0.1  # of the amplitudes, of the gap
-SHARP_COSINE = 1.0 - 1e-9
-PROMISING, FEET = 0.97, 32  # directions with such a worth, of beta, are climbed from, and so many in any case
-CLIMB, LONG_CLIMB = 30, 200  # steps
-CONFIRM = 8  # times as many starts before the gap is believed,
-CONFIRMATIONS = 3  # times over
+CONFIRM, FEET = 8, 32  # times as many starts, and so many climbs, before the gap is believed;
+CONFIRMATIONS = 3  # times over: one search in three misses the highest maximum
 
 
 @dataclass(frozen=True)
@@ -188,7 +181,7 @@ class _State:
 
         The first round prices first: neurons of a warm start are not to be slid on kinks wider than their gap.
         """
-        if self.trace and not self.sharp:
+        if self.trace:
             self.slide(self.width)
         self.width = max(LAST_WIDTH, min(self.width, WIDTH_PER_GAP * self.gap))
         for _ in range(PRICINGS):
@@ -196,16 +189,9 @@ class _State:
             if self.gap <= self.settings.tolerance:
                 break
             self.insert(found, worths, self.width)
-            if self.sharp:
-                self.accept(self.merged(self.neurons))
         if self.gap <= self.settings.tolerance:
             self.confirm()
         return self.lowest, self.gap
-
-    @property
-    def sharp(self) -> bool:
-        """Whether climbs pay by now."""
-        return self.gap <= SHARP and len(self.neurons.outputs) > 0
 
     def predictions(self, neurons: _Neurons) -> FloatArray:
         values: FloatArray = self.features(neurons.directions) @ neurons.outputs
@@ -249,28 +235,23 @@ class _State:
         self.believe(v, float(np.max(worths)))
         return found, worths
 
-    def search(self, v: FloatArray, starts: int) -> tuple[FloatArray, FloatArray]:
-        """Directions with a large h, and h of each: from random starts and the neurons, and between and around the best.
+    def search(self, v: FloatArray, starts: int, feet: int = 0) -> tuple[FloatArray, FloatArray]:
+        """Directions with a large h, and h of each: from random starts and the neurons, between the best, and up from some `feet`.
 
-        Local maxima of h are many, nearly equal, and mostly where many facets meet. Close to the end random starts find none that
-        matters any more: new ones lie beside the neurons, and are climbed to their tops.
+        Local maxima of h are many, nearly equal, and mostly on ridges: climbs find higher ones than ten times as many starts, at a
+        price that only the last look is worth.
         """
         self.draws += 1
-        rows, rough, dtype = self.pooling.spread(v), self.basis, self.basis.dtype
-        columns = rows.astype(dtype)
-        seed = (self.settings.seed, self.draws)
-        random = directions_around(self.neurons.directions, starts, seed) if self.sharp else random_directions(starts, rough.shape[1], seed)
-        known = np.concatenate([random, self.neurons.directions]).astype(dtype)
-        long = starts > self.settings.starts
-        generations = 0 if self.sharp and not long else GENERATIONS
-        found, worths = evolve(rough, columns, known, seed=seed, children=self.settings.starts, generations=generations)
-        if not self.sharp:
-            return found.astype(np.float64), worths.astype(np.float64)
-        count = max(FEET, int(np.sum(worths > PROMISING * self.beta)))
-        best = found[distinct(found, worths, cosine=COSINE, most=count)].astype(np.float64)
-        steps = LONG_CLIMB if long else CLIMB
-        found = climb(self.exact, rows, np.concatenate([self.neurons.directions, best]), steps=steps)
-        return found, self.worths(v, found)
+        seed, rough = (self.settings.seed, self.draws), self.basis.dtype
+        rows = self.pooling.spread(v)
+        known, column = random_directions(starts, self.basis.shape[1], seed), rows.astype(rough)
+        if feet:
+            fresh = local_search(self.basis, column, known.astype(rough))[0].astype(np.float64)
+            best = np.argsort(-self.worths(v, fresh))[:feet]
+            known = np.concatenate([[climb(self.exact, rows, fresh[j]) for j in best], fresh])
+        known = np.concatenate([known, self.neurons.directions]).astype(rough)
+        found, worths = evolve(self.basis, column, known, seed=seed, children=self.settings.starts, generations=GENERATIONS)
+        return found.astype(np.float64), worths.astype(np.float64)
 
     def believe(self, v: FloatArray, worth: float) -> None:
         """Keep V and the bound that it has if `worth` is h(V), where that is the best so far."""
@@ -283,7 +264,7 @@ class _State:
         """Search again and again, with more starts, before the bound of the best dual point is believed."""
         v, worth, self.bound = self.dual, 0.0, -np.inf
         for _ in range(CONFIRMATIONS):
-            found = np.concatenate([self.search(v, CONFIRM * self.settings.starts)[0], self.pool, self.best.directions])
+            found = np.concatenate([self.search(v, CONFIRM * self.settings.starts, FEET)[0], self.pool, self.best.directions])
             worths = self.worths(v, found)
             worth, self.bound = max(worth, float(np.max(worths))), -np.inf
             self.believe(v, worth)
@@ -295,29 +276,22 @@ class _State:
 
         The pool holds what was found before: where V comes to violate h <= beta at one of them again, it costs no search.
         """
-        kept = self.distinct(found, worths, 0.5 * self.beta)
+        kept = distinct(found, worths, cosine=COSINE, most=NEW, threshold=0.5 * self.beta)
         self.pool = np.concatenate([found[kept], self.pool])[:POOL]
-        for _ in range(1 if self.sharp else CORRECTIONS):
+        for _ in range(CORRECTIONS):
             self.add(found, worths, width)
             found = self.pool
             worths = self.worths(self.gradient(width), found)
             if float(np.max(worths, initial=0.0)) <= self.beta * (1.0 + 0.1 * self.gap):
                 break
 
-    def distinct(self, found: FloatArray, worths: FloatArray, threshold: float) -> list[int]:
-        """The best directions that differ; at the end those that hardly differ, too, as maxima lie close together."""
-        cosine, most = (SHARP_COSINE, POOL) if self.sharp else (COSINE, NEW)
-        return distinct(found, worths, cosine=cosine, most=most, threshold=threshold)
-
     def add(self, found: FloatArray, worths: FloatArray, width: float) -> None:
         """Solve for the amplitudes of the present neurons and of the best distinct ones among those found."""
-        excess = 0.1 * max(0.0, float(np.max(worths)) - self.beta)
-        threshold = self.beta * (1.0 - self.gap) if self.sharp else self.beta + excess
-        chosen = self.distinct(found, worths, threshold)
+        threshold = self.beta + 0.1 * max(0.0, float(np.max(worths)) - self.beta)
+        chosen = distinct(found, worths, cosine=COSINE, most=NEW, threshold=threshold)
         directions = np.concatenate([self.neurons.directions, found[chosen]])
         outputs = np.concatenate([self.neurons.outputs, np.zeros((len(chosen), self.y.shape[1]))])
-        accuracy = max(1e-7, ACCURACY * self.gap)
-        outputs = fit_amplitudes(self.features(directions), self.y, outputs, self.beta, self.smooth_loss(width), tolerance=accuracy)
+        outputs = fit_amplitudes(self.features(directions), self.y, outputs, self.beta, self.smooth_loss(width))
         self.accept(_Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0))
 
     def polish(self, deadline: float) -> None:
@@ -340,16 +314,12 @@ class _State:
         moved = self.slid(self.basis, self.neurons, width)
         if self.objective(moved) > before * (1.0 + width):
             moved = self.neurons
-        self.accept(self.merged(moved))
-
-    def merged(self, neurons: _Neurons) -> _Neurons:
-        """Neurons merged as far as that costs little of the gap."""
-        allowed = self.objective(neurons) * (1.0 + 0.02 * max(1e-6, min(1.0, self.gap)))
-        for angle in 0.2 * 0.5 ** np.arange(12):
-            fewer = _Neurons(*merge(*neurons, angle=angle, smallest=1e-8))
-            if self.objective(fewer) <= allowed:
-                return fewer
-        return neurons
+        allowed = self.objective(moved) * (1.0 + 0.02 * max(1e-6, min(1.0, self.gap)))
+        for angle in (0.2, 0.05, 0.01, 1e-4):
+            merged = _Neurons(*merge(*moved, angle=angle, smallest=1e-8))
+            if self.objective(merged) <= allowed:
+                return self.accept(merged)
+        return self.accept(moved)
 
 
 def _print(number: int, entry: Round) -> None:

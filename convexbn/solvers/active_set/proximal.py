@@ -10,7 +10,7 @@ import numpy as np
 from convexbn.losses import Loss
 from convexbn.pricing.cells import IntArray
 from convexbn.solvers.active_set.blocks import Blocks
-from convexbn.solvers.amplitudes import curvature
+from convexbn.solvers.descent import curvature
 from convexbn.validation import FloatArray
 
 NEWTON_STEPS = 20
@@ -37,7 +37,7 @@ class SmoothLoss:
 
     def curvature(self, f: FloatArray) -> FloatArray:
         """Its second derivatives, (n,)."""
-        return curvature((f + self.shift)[:, None], self.y[:, None], self.loss)
+        return curvature(f + self.shift, self.y, self.loss)
 
 
 class _Point(NamedTuple):

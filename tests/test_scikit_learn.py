@@ -38,8 +38,8 @@ def test_check_of_scikit_learn(estimator: Any, check: Any) -> None:
 
 def test_array_api_dispatch_changes_nothing() -> None:
     steps = (
-        "import test_scikit_learn as t, convexbn.fit as f",
-        "f.certify_on = t.unproved",
+        "import test_scikit_learn as t, estimator_data as d, convexbn.fit as f",
+        "f.certify_on = d.unproved",
         "c = t.checks_of_scikit_learn(True)",
         "[one.values[1](one.values[0]) for one in c]",
         "print(len(c))",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,7 +67,7 @@ class Judge:
         """-L*(-t V) with t h(V) <= beta, and the estimate that goes with it."""
         v = -self.loss.project(-candidate, self.y)
         price = price_dual(self.basis, self.pooling.spread(v), self.arrangements, seconds=self.patience)
-        estimate = best_scale(self.loss, self.y, self.beta, v, max(price.lower, self._own(v)))[1]
+        estimate = best_scale(dual_values(self.loss, self.y, v), self.beta, max(price.lower, self._own(v)))[1]
         if self.best is None or estimate > self.best_estimate:
             self.best_estimate, self.best = estimate, (v, price)
         return self.scaled(v, price)
@@ -74,7 +75,7 @@ class Judge:
     def scaled(self, v: FloatArray, price: Price) -> Bound:
         """The bound of v; the network's own neurons count in its price, so that the bound can't pass the network's objective."""
         price = replace(price, upper=max(price.upper, self._own(v)))
-        scale, proved = best_scale(self.loss, self.y, self.beta, v, price.upper)
+        scale, proved = best_scale(dual_values(self.loss, self.y, v), self.beta, price.upper)
         return Bound(proved, v, scale * v, price)
 
     def tightened(self, found: Bound, objective: float, seconds: float) -> Bound:
@@ -85,7 +86,8 @@ class Judge:
         """
         deadline = time.perf_counter() + seconds
         several, many = self.y.ndim > 1, self.basis.shape[1] > BOX_COLUMNS
-        if not several and self.basis.shape[1] <= FEW_COLUMNS:
+        few = not several and self.basis.shape[1] <= FEW_COLUMNS and self.basis.size < LARGE
+        if few:
             found = max(found, self._by_search(found, seconds), key=lambda bound: bound.proved)
             if objective - found.proved <= PROOF_GAP * objective:
                 return found
@@ -101,7 +103,7 @@ class Judge:
                 return found
             if many and gap > HOPELESS_GAP * objective:
                 break
-        if several or self.basis.size >= LARGE:
+        if several or few or self.basis.size >= LARGE:
             return found
         if many and gap > TREE_GAP * objective:
             return self._by_products(found, objective, deadline)
@@ -150,16 +152,18 @@ class Judge:
         return float(np.max(worths / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
 
 
-def best_scale(loss: Loss, y: FloatArray, beta: float, v: FloatArray, price: float) -> tuple[float, float]:
-    """The t >= 0 with t `price` <= beta and a large -L*(-t v), and that value: concave in t, and any t is valid."""
+def dual_values(loss: Loss, y: FloatArray, v: FloatArray) -> Callable[[float], float]:
+    """t -> -L*(-t v), the dual objective along v."""
+    return lambda t: -loss.conjugate(-t * v, y)
+
+
+def best_scale(value: Callable[[float], float], beta: float, price: float, *, iterations: int = 500) -> tuple[float, float]:
+    """The t >= 0 with t `price` <= beta and a large `value`, -L*(-t V), and that value: concave in t, and any t is valid."""
     from scipy.optimize import minimize_scalar
 
     top = beta / price if price > 0 else 1.0
-
-    def value(t: float) -> float:
-        with np.errstate(over="ignore"):  # for beta far beyond beta_max the largest scale overflows, to minus infinity
-            return -loss.conjugate(-t * v, y)
-
-    inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded").x if top > 0 else 0.0
-    best = max((0.0, float(inner), min(1.0, top), top), key=value)
-    return best, value(best)
+    with np.errstate(over="ignore"):  # for beta far beyond beta_max the largest scale overflows, to minus infinity
+        inner = 0.0
+        if top > 0:
+            inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded", options={"maxiter": iterations}).x
+        return max(((t, value(t)) for t in (0.0, float(inner), min(1.0, top), top)), key=lambda pair: pair[1])

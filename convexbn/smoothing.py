@@ -66,3 +66,8 @@ class Smoothed:
     def rescaled(self, unit: float) -> Smoothed:
         """The width is a step of the prox, which has no unit."""
         return Smoothed(self.loss.rescaled(unit), self.width)
+
+
+def smooth(loss: Loss, width: float) -> Loss:
+    """The loss itself, or, where it has kinks, smoothed to `width`."""
+    return loss if np.isfinite(loss.smoothness) else Smoothed(loss, width)

@@ -11,7 +11,7 @@ import numpy as np
 from convexbn.gated.metric import Metric, common_metric
 from convexbn.gated.program import GatedProgram
 from convexbn.losses import Loss
-from convexbn.smoothing import Smoothed
+from convexbn.smoothing import smooth
 from convexbn.solvers.masked import MaskedOperator
 from convexbn.validation import FloatArray
 
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 ACCURACY = 3e-2  # of the multiplier of a step
 NOISE = 300.0  # roundings: a change of the predictions that is smaller says nothing about curvature
 FIRST_WIDTH, FLATTER = 0.1, 0.25  # of the smoothed kinks of a loss, and how they sharpen
-
-
-def smooth(loss: Loss, width: float) -> Loss:
-    """The loss, with kinks, where it has any, smoothed to `width`."""
-    return loss if np.isfinite(loss.smoothness) else Smoothed(loss, width)
 
 
 class State(NamedTuple):

@@ -289,9 +289,9 @@ def _checked_start(start: FloatArray | None, gates: FloatArray, y: FloatArray) -
 
 def judge(network: GatedNetwork, X: FloatArray, program: GatedProgram, solution: GatedSolution) -> Certificate:
     """Objective of the network on the raw data, in float64, and the solution's bound, which is proved for these gates."""
-    predictions = network.predict(X).reshape(program.y.shape)
     import torch
 
+    predictions = network.predict(X).reshape(program.y.shape)
     penalty = float(program.penalty.norms(torch.as_tensor(network.weights)).sum())
     objective = program.shards.total_over_samples(program.loss.value(predictions, program.y)) + program.beta * penalty
     scope = f"the gated model of {program.total} gates, which is not the ReLU network"

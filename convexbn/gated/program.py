@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from convexbn.gated.penalties import GroupNorm, Penalty
 from convexbn.gated.shards import Shards
+from convexbn.judge import best_scale
 from convexbn.losses import Loss
 from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator, gated_patterns, masked_operator
 from convexbn.validation import FloatArray, InputError, check_positive
@@ -70,7 +71,14 @@ class GatedProgram:
 
     def with_beta(self, beta: float) -> GatedProgram:
         """The same program with another beta, on the same operator."""
-        other = replace(self, beta=beta)
+        return self._changed(beta=beta)
+
+    def rescaled(self, unit: float) -> GatedProgram:
+        """The program of targets y / unit, whose weights are those of this one over `unit`, on the same operator."""
+        return self._changed(y=self.y / unit, loss=self.loss.rescaled(unit), beta=self.beta / unit)
+
+    def _changed(self, **changes: Any) -> GatedProgram:
+        other = replace(self, **changes)
         other.__dict__["operator"] = self.operator
         return other
 
@@ -101,16 +109,11 @@ class GatedProgram:
 
         Weak duality, for any V in the domain of the conjugate: `Loss.project` brings it there.
         """
-        from scipy.optimize import minimize_scalar
-
-        top = self.beta / price if price > 0 else 1.0
 
         def value(t: float) -> float:
             return self.shards.total_over_samples(-self.loss.conjugate(-t * v, self.y))
 
-        inner = minimize_scalar(lambda t: -value(t), bounds=(0.0, min(1.0, top)), method="bounded", options={"maxiter": 12}).x
-        candidates = [(value(t), t) for t in (0.0, float(inner), min(1.0, top), top)]
-        best, scale = max(candidates)
+        scale, best = best_scale(value, self.beta, price, iterations=12)
         return best + 0.0, scale  # no minus zero
 
     def price(self, v: FloatArray) -> float:

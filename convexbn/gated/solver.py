@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from convexbn.gated.descent import FIRST_WIDTH, Descent, smooth
+from convexbn.gated.descent import FIRST_WIDTH, Descent
 from convexbn.gated.kernel import KERNEL_CHECK, SAMPLES, KernelIterate, fits_kernel
 from convexbn.gated.program import GatedProgram
 from convexbn.progress import gap_bar
+from convexbn.smoothing import smooth
 from convexbn.solution import Round, Status
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
@@ -111,8 +112,7 @@ class GatedSolver:
         start : (P, r+1, C) weights to begin with, as from a larger beta; None begins with 0
         """
         unit = _unit(program)
-        scaled = replace(program, y=program.y / unit, loss=program.loss.rescaled(unit), beta=program.beta / unit)
-        scaled.__dict__["operator"] = program.operator
+        scaled = program.rescaled(unit)
         run = _Run(scaled, self, None if start is None else start / unit)
         status = run.by_kernel() if self.takes_kernel(scaled) else run.by_steps()
         weights = unit * run.weights.cpu().numpy()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, Evidence
 from convexbn.export import to_torch
-from convexbn.judge import best_scale
+from convexbn.judge import best_scale, dual_values
 from convexbn.losses import Loss, Squared, get_loss
 from convexbn.network import Network
 from convexbn.post_bn.conic import Neurons, solve_cells
@@ -247,7 +247,7 @@ def _certified(
     for candidate in candidates:
         v = -loss.project(-candidate, y)
         found = max(reach.price(v), _own(network.on(data), data, v))
-        scale, value = best_scale(loss, y, beta, v, found)
+        scale, value = best_scale(dual_values(loss, y, v), beta, found)
         if value > best:
             best, price, point = value, found, scale * v
     complete = reach.arrangements is None or reach.arrangements.complete

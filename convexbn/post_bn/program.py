@@ -8,6 +8,7 @@ import numpy as np
 
 from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
 from convexbn.validation import FloatArray, InputError
+from convexbn.whitening import powers_of_two
 
 # Singular values below this fraction of the largest one of X are rounding.
 TOLERANCE = 1e-10
@@ -43,8 +44,7 @@ def span_of(data: FloatArray) -> Span:
     InputError
         Where X is zero.
     """
-    size = np.max(np.abs(data), axis=0)
-    scale = np.where(size > 0, np.ldexp(1.0, np.frexp(np.where(size > 0, size, 1.0))[1].clip(-1021, 1023)), 1.0)
+    scale = powers_of_two(np.max(np.abs(data), axis=0))
     left, values, right = np.linalg.svd(data / scale, full_matrices=False)
     if values[0] == 0.0:
         raise InputError("X is zero everywhere, so no neuron sees anything: pass data that vary")

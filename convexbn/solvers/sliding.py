@@ -15,7 +15,7 @@ from convexbn.network import merge
 from convexbn.pricing import climb, distinct, evolve, local_search, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
-from convexbn.smoothing import Smoothed
+from convexbn.smoothing import smooth
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.descent import fit_amplitudes, slide
 from convexbn.threads import few_threads
@@ -222,7 +222,7 @@ class _State:
         return max(0.0, self.lowest - self.bound) / self.lowest if self.lowest > 0 else 0.0
 
     def smooth_loss(self, width: float) -> Loss:
-        return self.loss if np.isfinite(self.loss.smoothness) else Smoothed(self.loss, width)
+        return smooth(self.loss, width)
 
     def gradient(self, width: float) -> FloatArray:
         """V = -grad L at the present predictions."""

@@ -13,7 +13,7 @@ from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from convexbn.pricing.cells import IntArray
 from convexbn.program import Program
 from convexbn.progress import console
-from convexbn.smoothing import Smoothed
+from convexbn.smoothing import Smoothed, smooth
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.active_set.blocks import Blocks
 from convexbn.solvers.active_set.proximal import ProximalPoint, SmoothLoss
@@ -128,7 +128,7 @@ class _State:
         self.unit = program.loss.scale(program.y)
         self.y, self.beta = program.y / self.unit, program.beta / self.unit
         self.loss = program.loss.rescaled(self.unit)
-        self.smooth = self.loss if np.isfinite(self.loss.smoothness) else Smoothed(self.loss, WIDTH)
+        self.smooth = smooth(self.loss, WIDTH)
         self.blocks = Blocks(program)
         count = 2 * self.blocks.arrangements
         self.faces = self.blocks.cones.no_faces(count)

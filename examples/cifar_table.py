@@ -35,8 +35,8 @@ def grid(**choices: tuple[Any, ...]) -> tuple[Settings, ...]:
 
 def all_rows(many: int) -> list[Row]:
     """What stands in the tables, with so many gates on all images. The grids are small: they were searched on two cores."""
-    sgd = {"width": 1000, "batch": 250, "epochs": 6, "directions": 1000}
-    gates = {"gates": 200, "fraction": 0.05, "tolerance": 3e-2, "iterations": 60}
+    sgd = {"width": 1000, "batch": 250, "epochs": 15, "directions": 1000}
+    gates = {"gates": 200, "lean": 0.4, "loss": "squared", "tolerance": 1e-2, "iterations": 40}
     relu = {"fraction": 0.1, "tolerance": 1e-3, "seconds": 60.0, "proof_seconds": 5.0}
     adam = {"width": 100, "rate": 0.1, "epochs": 1000, "fraction": 0.1}
     patches = {"patch": 8, "stride": 8}
@@ -44,28 +44,29 @@ def all_rows(many: int) -> list[Row]:
     whole = [
         Row(
             *(WHOLE, "SGD, cross-entropy", by_sgd),
-            grid=grid(rate=(0.03, 0.1), decay=(1e-4, 1e-3)),
+            grid=grid(rate=(0.03, 0.1), decay=(1e-4, 1e-3, 5e-3)),
             shared={**sgd, "loss": "softmax"},
-            final={"epochs": 12},
+            final={"epochs": 20},
             choice_samples=15_000,
-            seeds=2,
+            seeds=3,
         ),
         Row(
             *(WHOLE, "SGD, squared loss", by_sgd),
             grid=grid(rate=(0.003, 0.01), decay=(1e-3,)),
             shared={**sgd, "loss": "squared"},
-            final={"epochs": 12},
+            final={"epochs": 20},
             choice_samples=15_000,
         ),
         Row(
             *(WHOLE, "convex, gated, truncated", gated),
-            grid=grid(rank=(100, 200)),
-            shared={**gates, "directions": 1000},
+            grid=grid(loss=("squared", "softmax"), rank=(100, 200), fraction=(0.05, 0.1)),
+            shared={**gates, "gates": 300, "directions": 1000},
             final={"gates": many},
+            choice_samples=15_000,
             seeds=2,
         ),
     ]
-    of_a_part = {**sgd, "loss": "softmax", "batch": 100, "epochs": 15}
+    of_a_part = {**sgd, "loss": "softmax", "batch": 100}
     part = [
         Row(PART, "SGD, cross-entropy", by_sgd, grid(rate=(0.03, 0.1), decay=(1e-3, 1e-2)), of_a_part, seeds=3, **small),
         Row(PART, "Adam on the program's objective", on_the_program, shared={**adam, "rank": 40}, seeds=3, samples=2000),
@@ -74,8 +75,8 @@ def all_rows(many: int) -> list[Row]:
         Row(PART, "convex, ReLU, all arrangements", all_arrangements, shared={**relu, "rank": 40}, samples=2000),
         Row(
             *(PART, "convex, ReLU, sampled, one against the rest", sampled_arrangements),
-            shared={"fraction": 0.1, "arrangements": 20, "rank": 10},
-            samples=500,
+            shared={"fraction": 0.1, "arrangements": 200, "rank": 40},
+            samples=2000,
         ),
     ]
     convolutions = [

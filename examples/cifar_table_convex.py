@@ -1,4 +1,4 @@
-"""The rows of `cifar_table.py` that are trained by convex programs, squared loss on one-hot targets, and exported to PyTorch."""
+"""The rows of `cifar_table.py` that are trained by convex programs, on one-hot targets, and exported to PyTorch."""
 
 from typing import Any
 
@@ -6,10 +6,18 @@ import numpy as np
 from torch import nn
 
 from cifar_table_data import Part, Settings, Trained, coordinates, principal
-from convexbn import Certificate, Evidence, Network, SlidingFrankWolfe, Squared, beta_max, fit_convex_bn, to_torch, whiten
+from convexbn import (
+    Certificate,
+    Evidence,
+    GatedSolver,
+    Network,
+    SlidingFrankWolfe,
+    beta_max,
+    fit_convex_bn,
+    fit_gated_bn,
+    to_torch,
+)
 from convexbn.features import random_layers
-from convexbn.gated import GatedNetwork, GatedProgram, GatedSolver
-from convexbn.gated.fit import choose_gates, judge
 
 LOOSE = 0.5  # relative gap: a proof that is looser says less than the estimate
 
@@ -22,26 +30,27 @@ def trained(model: nn.Module, certificate: Certificate) -> Trained:
 
 
 def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
-    """The gated program over random gates, with beta as a fraction of its beta_max. Not a ReLU network.
+    """The gated program over random gates that lean to strong directions, beta a fraction of its beta_max. Not a ReLU network.
 
     With `directions`, on coordinates along so many principal directions of the pixels: the leading `rank` of them are those of the
     pixels, and cheaper to come by.
     """
     before = principal(part, settings["directions"]) if "directions" in settings else nn.Sequential(nn.Flatten())
-    pixels = coordinates(before, part).double().numpy()
-    whitening = whiten(pixels, rank=settings["rank"])
-    gates = choose_gates(settings["gates"], whitening, seed)
-    program = GatedProgram(whitening.basis, gates, part.targets, Squared(), 1.0, device=device)
-    program = program.with_beta(settings["fraction"] * program.beta_max())
     path = part.cached("gated", *settings.values(), seed, ".npz")
-    solver = GatedSolver(
-        tolerance=settings["tolerance"], iterations=settings["iterations"], precision="float32", checkpoint=path, verbose=True
+    fit = fit_gated_bn(
+        coordinates(before, part).double().numpy(),
+        part.targets,
+        gates=settings["gates"],
+        fraction=settings["fraction"],
+        loss=settings["loss"],
+        rank=settings["rank"],
+        lean=settings["lean"],
+        solver=GatedSolver(settings["tolerance"], settings["iterations"], precision="float32", checkpoint=path, verbose=True),
+        seed=seed,
+        device=device,
     )
-    solution = solver.solve(program)
-    alive = solution.weights.any(axis=(1, 2))
-    network = GatedNetwork(whitening, gates[alive], solution.weights[alive])
     path.unlink(missing_ok=True)
-    return trained(nn.Sequential(*before.double(), network.to_torch()), judge(network, pixels, program, solution))
+    return trained(nn.Sequential(*before.double(), fit.to_torch()), fit.certificate)
 
 
 def all_arrangements(part: Part, settings: Settings, seed: int, device: str) -> Trained:

@@ -223,6 +223,23 @@ def test_gates_turn_with_the_signs_of_singular_vectors():
     assert np.array_equal(one, other)
 
 
+def test_gates_that_lean_all_the_way_are_weights_on_the_centred_data():
+    X = np.random.default_rng(11).standard_normal((40, 3)) * [100.0, 1.0, 0.01]
+    whitening = whiten(X)
+    even, leaning = choose_gates(30, whitening, 4, distinct=False), choose_gates(30, whitening, 4, 1.0, distinct=False)
+    weights = even[:, :-1] @ whitening.components.T
+    centred = (X - X.mean(axis=0)) / whitening.scale
+    images = leaning[:, :-1] @ whitening.basis[:, :-1].T * whitening.singular_values[0]
+    np.testing.assert_allclose(images, weights @ centred.T, rtol=1e-9, atol=1e-9)
+
+
+def test_the_offset_of_gates_that_lean_is_in_proportion():
+    whitening = whiten(np.random.default_rng(12).standard_normal((40, 3)) * [100.0, 1.0, 0.01])
+    gates = choose_gates(20_000, whitening, 4, 2.0, distinct=False)
+    sizes = np.mean(gates**2, axis=0)
+    assert sizes[-1] == pytest.approx(np.mean(sizes[:-1]), rel=0.05)
+
+
 def test_rank_truncates():
     X = np.random.default_rng(7).standard_normal((30, 5))
     fit = fit_gated_bn(X, targets_for(Squared(), 30, 2), gates=8, rank=2)
@@ -276,6 +293,9 @@ def test_an_interrupt_returns_what_is_there_with_its_gap(method: str):
         ({"beta": -1.0}, "^beta = -1.0"),
         ({"start": np.zeros((3, 3))}, r"^start has shape \(3, 3\), not"),
         ({"loss": "softmax"}, "^y has one column"),
+        ({"lean": np.nan}, "^lean = nan can't be used"),
+        ({"lean": "much"}, "^lean = 'much' can't be used"),
+        ({"lean": 100.0}, "^lean = 100.0 can't be used"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, object], message: str):

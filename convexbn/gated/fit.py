@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from convexbn.gated.module import GatedModule
 
 BETA_FRACTION = 0.1  # of beta_max, as for the ReLU network
+MOST_LEAN = 4.0  # gates that lean further see nothing but a direction or two
 DRAWS = 20  # times as many gates are drawn at most, where patterns repeat
 
 
@@ -100,6 +101,7 @@ def fit_gated_bn(
     loss: str | Loss = "squared",
     penalty: str | Penalty = "group",
     rank: float | None = None,
+    lean: float = 0.0,
     solver: GatedSolver | None = None,
     start: FloatArray | None = None,
     seed: int = 0,
@@ -127,6 +129,9 @@ def fit_gated_bn(
     penalty : "group" is the Frobenius norm of each S_i. "nuclear" is its nuclear norm, the relaxation of weight decay; for one output
         they are the same
     rank : of the whitening: None reads all directions of X, a number k or a share of the variance only the leading ones
+    lean : of drawn gates towards strong directions: their components along the singular directions have a standard deviation of
+        Sigma^lean. 0 treats all directions alike; 1 draws Gaussian weights on the centred X, as networks begin with. Data may fit
+        better in between (`docs/cifar.md`)
     solver : a `GatedSolver` with its tolerance, limits, precision and checkpoint; None takes the default, a relative gap of 1e-4
     start : (P, r+1, C) weights to begin with, as `solution.weights` of a fit with a larger beta
     seed : of the gates
@@ -141,7 +146,7 @@ def fit_gated_bn(
     InputError
         For an argument that can't be used; the message names it and says what to do.
     """
-    prepared = _prepare(X, y, gates, loss, penalty, rank, seed, device, max_memory, shards or Shards())
+    prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards())
     largest = prepared.beta_max
     strength = check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0
     return prepared.fit(strength, solver or GatedSolver(verbose=verbose), start)
@@ -156,6 +161,7 @@ def fit_gated_path(
     loss: str | Loss = "squared",
     penalty: str | Penalty = "group",
     rank: float | None = None,
+    lean: float = 0.0,
     solver: GatedSolver | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -167,7 +173,7 @@ def fit_gated_path(
 
     Parameters
     ----------
-    X, y, gates, loss, penalty, rank, seed, device, max_memory, shards : as in `fit_gated_bn`; the gates are drawn once
+    X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards : as in `fit_gated_bn`; the gates are drawn once
     fractions : of beta_max, in any order; None takes ten from 0.5 to 0.01, evenly on a log scale
     solver : as in `fit_gated_bn`, without a checkpoint
     verbose : show a bar for each point
@@ -182,7 +188,7 @@ def fit_gated_path(
     the_solver = solver or GatedSolver(verbose=verbose)
     if the_solver.checkpoint is not None:
         raise InputError("solver has a checkpoint, which would be one for all points: leave it out, or call fit_gated_bn for each beta")
-    prepared = _prepare(X, y, gates, loss, penalty, rank, seed, device, max_memory, shards or Shards())
+    prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards())
     fits: list[GatedFit] = []
     for fraction in np.unique(given)[::-1]:
         start = fits[-1].solution.weights if fits else None
@@ -225,6 +231,7 @@ def _prepare(
     loss: str | Loss,
     penalty: str | Penalty,
     rank: float | None,
+    lean: float,
     seed: int,
     device: str,
     max_memory: int,
@@ -236,7 +243,7 @@ def _prepare(
     targets = the_loss.check(check_targets(y, len(data)))
     whitening = whiten(data, rank=rank) if shards.samples is None else whiten_shards(data, shards.samples, rank=rank)
     seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
-    chosen = shards.part_of(choose_gates(gates, whitening, seed, distinct=shards.samples is None))
+    chosen = shards.part_of(choose_gates(gates, whitening, seed, lean, distinct=shards.samples is None))
     columns = targets.reshape(len(data), -1)
     program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory, shards)
     largest = program.beta_max()
@@ -244,7 +251,7 @@ def _prepare(
     return _Prepared(data, whitening, program, largest, seconds)
 
 
-def choose_gates(gates: int | npt.ArrayLike, whitening: Whitening, seed: int, *, distinct: bool = True) -> FloatArray:
+def choose_gates(gates: int | npt.ArrayLike, whitening: Whitening, seed: int, lean: float = 0.0, *, distinct: bool = True) -> FloatArray:
     """(P, r+1) the gates that the argument of `fit_gated_bn` stands for; `distinct` leaves out patterns that repeat.
 
     The signs of singular vectors are anybody's choice; drawn gates turn with them, so that the same data and seed give the same patterns.
@@ -259,12 +266,18 @@ def choose_gates(gates: int | npt.ArrayLike, whitening: Whitening, seed: int, *,
     generator = np.random.default_rng(check_count(seed, "seed", 0))
     components = whitening.components
     largest = components[np.argmax(np.abs(components), axis=0), np.arange(whitening.rank)]
-    signs = np.append(np.sign(largest), 1.0)
+    if not (isinstance(lean, (int, float, np.number)) and abs(lean) <= MOST_LEAN):
+        raise InputError(
+            f"lean = {lean!r} can't be used: pass a number from -{MOST_LEAN:g} to {MOST_LEAN:g}; 0 treats all directions alike"
+        )
+    strengths = (whitening.singular_values / whitening.singular_values[:1]) ** lean
+    size = np.sqrt(np.mean(strengths**2)) if len(strengths) else 1.0
+    spread = np.append(np.sign(largest) * strengths, size)
     if not distinct:
-        return signs * generator.standard_normal((count, len(signs)))
+        return spread * generator.standard_normal((count, len(spread)))
     found = np.zeros((0, basis.shape[1]))
     for _ in range(DRAWS):
-        found = _distinct(basis, np.vstack([found, signs * generator.standard_normal((count, len(signs)))]))[:count]
+        found = _distinct(basis, np.vstack([found, spread * generator.standard_normal((count, len(spread)))]))[:count]
         if len(found) == count:
             break
     return found

@@ -17,7 +17,7 @@ from convexbn.export import to_torch
 from convexbn.features import Features, extract, stack
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover
-from convexbn.patches import NO_POOLING, Patches, Pooling, check_images
+from convexbn.patches import NO_POOLING, Patches, Pooling, patches_of
 from convexbn.pricing import evolve, is_square, known_price, price_dual, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
@@ -167,7 +167,7 @@ def fit_convex_bn(
     seconds: dict[str, float] = {}
     with _stage("whiten", seconds, verbose):
         read = extract(features, X)
-        patches = _patches(read, patch, stride, padding, pooling)
+        patches = patches_of(read, patch, stride, padding, pooling)
         data, the_loss, targets, whitening = _prepare(read, y, loss, patches, rank)
         pool = patches.pooling if patches is not None else NO_POOLING
     with _stage("arrange", seconds, verbose):
@@ -206,7 +206,7 @@ def beta_max(
     Exact at rank n - 1 and over arrangements that are listed; over a sample it is that sample's. Over all of them, where they are
     too many to list, it is estimated by local search, from below. Parameters as in `fit_convex_bn`.
     """
-    patches = _patches(X, patch, stride, padding, pooling)
+    patches = patches_of(X, patch, stride, padding, pooling)
     _, the_loss, targets, whitening = _prepare(X, y, loss, patches, rank)
     unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and (targets.ndim > 1 or not _few(whitening)))
     chosen = None if unlisted else choose_arrangements(arrangements, whitening, targets, seed=seed)
@@ -301,16 +301,6 @@ def _automatic(arrangements: str | int | Arrangements, whitening: Whitening, y: 
         count = int(arrangements) if given else count_arrangements(whitening.samples, whitening.rank)
     smooth = np.isfinite(loss.smoothness)
     return "CLARABEL" if 2 * count * whitening.basis.size <= WRITE_OUT_UP_TO[0 if smooth else 1] else "active set"
-
-
-def _patches(X: npt.ArrayLike, patch: Any, stride: Any, padding: Any, pooling: str) -> Patches | None:
-    """How images are cut into patches; None where no patch is asked for."""
-    if patch is not None:
-        channels, height, width = check_images(X).shape[1:]
-        return Patches((channels, height, width), patch, stride, padding, pooling)
-    if (stride, padding, pooling) != (1, 0, "average"):
-        raise InputError("stride, padding and pooling are those of a convolution, but patch is None: pass patch=(height, width) as well")
-    return None
 
 
 def _prepare(

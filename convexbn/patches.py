@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from convexbn.validation import FloatArray, InputError, real_array
 
 POOLINGS = ("average", "sum")
+BLOCK = 2**22  # numbers: 32 MiB of patches at a time, where not all of them are wanted at once
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,36 @@ class Patches:
         (above, left), (down, across) = self.padding, self.stride
         padded = np.pad(pixels, ((0, 0), (0, 0), (above, above), (left, left)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.size, axis=(2, 3))[:, :, ::down, ::across]
-        return windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, pixels.shape[1] * self.size[0] * self.size[1])
+        return windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, self.features)
+
+    @property
+    def features(self) -> int:
+        """How many numbers a patch has, c p_h p_w."""
+        return self.image[0] * self.size[0] * self.size[1]
+
+    def blocks(self, images: npt.ArrayLike) -> Iterator[FloatArray]:
+        """The same rows, of some images at a time, so that neither all patches nor the images in float64 are ever held."""
+        several = max(1, BLOCK // (self.pooling.patches * self.features))
+        pixels = np.asarray(images)
+        for first in range(0, len(pixels), several):
+            yield self.rows(pixels[first : first + several])
+
+
+def patches_of(X: npt.ArrayLike, patch: Any, stride: Any = 1, padding: Any = 0, pooling: str = "average") -> Patches | None:
+    """How images X are cut into patches; None where no patch is asked for.
+
+    Raises
+    ------
+    InputError
+        For images or a geometry that can't be used, and for a geometry without a patch.
+    """
+    if patch is not None:
+        shape = tuple(getattr(X, "shape", ()))
+        channels, height, width = (shape if len(shape) == 4 and 0 not in shape else check_images(X).shape)[1:]
+        return Patches((channels, height, width), patch, stride, padding, pooling)
+    if (stride, padding, pooling) != (1, 0, "average"):
+        raise InputError("stride, padding and pooling are those of a convolution, but patch is None: pass patch=(height, width) as well")
+    return None
 
 
 def check_images(X: Any) -> FloatArray:

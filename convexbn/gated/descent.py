@@ -12,7 +12,7 @@ from convexbn.gated.metric import Metric, common_metric
 from convexbn.gated.program import GatedProgram
 from convexbn.losses import Loss
 from convexbn.smoothing import smooth
-from convexbn.solvers.masked import MaskedOperator
+from convexbn.solvers.pooled import Operator
 from convexbn.validation import FloatArray
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Descent:
     def __init__(
         self,
         program: GatedProgram,
-        operator: MaskedOperator,
+        operator: Operator,
         chosen: torch.Tensor,
         gates: torch.Tensor,
         weights: torch.Tensor,

@@ -18,16 +18,19 @@ from convexbn.gated.program import GatedProgram
 from convexbn.gated.shards import Shards, whiten_shards
 from convexbn.gated.solver import GatedSolution, GatedSolver
 from convexbn.losses import Loss, get_loss
+from convexbn.patches import NO_POOLING, Patches, patches_of
 from convexbn.solution import Status
 from convexbn.solvers.masked import MAX_MEMORY, gated_patterns
+from convexbn.streaming import whiten_stream
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets, real_array
 from convexbn.whitening import Whitening, whiten
 
 if TYPE_CHECKING:
-    from convexbn.gated.module import GatedModule
+    from convexbn.gated.module import GatedConvolution, GatedModule
 
 BETA_FRACTION = 0.1  # of beta_max, as for the ReLU network
 MOST_LEAN = 4.0  # gates that lean further see nothing but a direction or two
+GLANCE = 4096  # rows
 DRAWS = 20  # times as many gates are drawn at most, where patterns repeat
 
 
@@ -55,10 +58,10 @@ class GatedFit:
     seconds: Mapping[str, float] = field(repr=False)
 
     def predict(self, X: npt.ArrayLike) -> FloatArray:
-        """Outputs (k,), or (k, C), for the rows of X (k, d), through the gates."""
+        """Outputs (k,), or (k, C), for the rows of X (k, d), or for k images, through the gates."""
         return self.network.predict(X)
 
-    def to_torch(self) -> GatedModule:
+    def to_torch(self) -> GatedModule | GatedConvolution:
         """The network as a small PyTorch module: see `GatedNetwork.to_torch`."""
         return self.network.to_torch()
 
@@ -70,16 +73,19 @@ class GatedFit:
         """
         program = self.program
         y = program.y[:, 0] if program.y.shape[1] == 1 else program.y
-        network, data = self.network, check_data(X)
-        objective = self.certificate.objective
+        network, objective = self.network, self.certificate.objective
+        if network.patches is not None:
+            raise InputError("X has patches, whose cones are too many to split weights in: fit_convex_bn(patch=...) trains a ReLU network")
+        data = check_data(X)
         return to_relu(self.whitening, network.gates, network.weights, data, y, program.loss, program.beta, objective)
 
     def __str__(self) -> str:
         program, certificate = self.program, self.certificate
         fraction = f"{program.beta / self.beta_max:.3g} of beta_max {self.beta_max:.6g}" if self.beta_max > 0 else "beta_max is 0"
+        patches = f", {program.pooling.patches} patches each" if self.network.patches is not None else ""
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         lines = [
-            f"GATED network with batch normalisation, not a ReLU network: {self.whitening.samples} samples, rank {self.whitening.rank}, "
+            f"GATED network with batch normalisation, not a ReLU network: {len(program.y)} samples{patches}, rank {self.whitening.rank}, "
             f"{program.loss.name} loss, {program.penalty.name} penalty",
             f"  beta          {program.beta:.6g} ({fraction})",
             f"  objective     {certificate.objective:.10g}  (of the gated network, from the raw data)",
@@ -108,6 +114,10 @@ def fit_gated_bn(
     device: str = "cpu",
     max_memory: int = MAX_MEMORY,
     shards: Shards | None = None,
+    patch: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    pooling: str = "average",
     verbose: bool = False,
 ) -> GatedFit:
     """Train a two-layer GATED network with batch normalisation to the optimum of
@@ -118,9 +128,12 @@ def fit_gated_bn(
     ReLU network of `fit_convex_bn`: its gates don't follow its weights. It scales to far more data, and its objective says
     nothing about that of ReLU networks. Source: Mishkin, Sahiner and Pilanci 2022 (gated ReLU), on the whitened basis.
 
+    With `patch` the gates read patches of images: U' has the K patches of all images as rows, and predictions are averaged or summed
+    over those of an image. Patches are whitened block by block and never held; the basis is, n K (r+1) numbers.
+
     Parameters
     ----------
-    X : (n, d) real numbers, n >= 2
+    X : (n, d) real numbers, n >= 2; with `patch` images (n, c, h, w) of any real type
     y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
     gates : how many, drawn from a Gaussian on the basis, patterns that repeat or are empty left out; or (P, r+1) the g_i themselves
     beta : absolute; None takes `fraction` of beta_max
@@ -146,7 +159,8 @@ def fit_gated_bn(
     InputError
         For an argument that can't be used; the message names it and says what to do.
     """
-    prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards())
+    patches = patches_of(X, patch, stride, padding, pooling)
+    prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards(), patches)
     largest = prepared.beta_max
     strength = check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0
     return prepared.fit(strength, solver or GatedSolver(verbose=verbose), start)
@@ -167,13 +181,18 @@ def fit_gated_path(
     device: str = "cpu",
     max_memory: int = MAX_MEMORY,
     shards: Shards | None = None,
+    patch: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    pooling: str = "average",
     verbose: bool = False,
 ) -> tuple[GatedFit, ...]:
     """Solve the problem of `fit_gated_bn` for many beta, from the largest down, each from the weights of the one before.
 
     Parameters
     ----------
-    X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards : as in `fit_gated_bn`; the gates are drawn once
+    X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards, patch, stride, padding, pooling : as in `fit_gated_bn`; gates are
+        drawn once
     fractions : of beta_max, in any order; None takes ten from 0.5 to 0.01, evenly on a log scale
     solver : as in `fit_gated_bn`, without a checkpoint
     verbose : show a bar for each point
@@ -188,7 +207,8 @@ def fit_gated_path(
     the_solver = solver or GatedSolver(verbose=verbose)
     if the_solver.checkpoint is not None:
         raise InputError("solver has a checkpoint, which would be one for all points: leave it out, or call fit_gated_bn for each beta")
-    prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards())
+    patches = patches_of(X, patch, stride, padding, pooling)
+    prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards(), patches)
     fits: list[GatedFit] = []
     for fraction in np.unique(given)[::-1]:
         start = fits[-1].solution.weights if fits else None
@@ -205,11 +225,12 @@ def fit_gated_path(
 class _Prepared:
     """Everything that doesn't depend on beta."""
 
-    data: FloatArray
+    data: npt.ArrayLike
     whitening: Whitening
     program: GatedProgram
     beta_max: float
     seconds: Mapping[str, float]
+    patches: Patches | None
 
     def fit(self, beta: float, solver: GatedSolver, start: FloatArray | None) -> GatedFit:
         """Solve and judge."""
@@ -218,7 +239,8 @@ class _Prepared:
         solution = solver.solve(program, _checked_start(start, program.gates, program.y))
         seconds["solve"], clock = time.perf_counter() - clock, time.perf_counter()
         alive = solution.weights.any(axis=(1, 2))
-        network = GatedNetwork(whitening, *program.shards.gather((program.gates[alive], solution.weights[alive])))
+        gates, weights = program.shards.gather((program.gates[alive], solution.weights[alive]))
+        network = GatedNetwork(whitening, gates, weights, self.patches)
         certificate = judge(network, self.data, program, solution)
         seconds["judge"] = time.perf_counter() - clock
         return GatedFit(network, certificate, solution, program, whitening, self.beta_max, seconds)
@@ -236,19 +258,30 @@ def _prepare(
     device: str,
     max_memory: int,
     shards: Shards,
+    patches: Patches | None,
 ) -> _Prepared:
     """Check, whiten, draw gates, and build the program with beta 1."""
     clock, seconds = time.perf_counter(), {}
-    data, the_loss = check_data(X), get_loss(loss)
+    data, the_loss = check_data(X) if patches is None else np.asarray(X), get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
-    whitening = whiten(data, rank=rank) if shards.samples is None else whiten_shards(data, shards.samples, rank=rank)
+    whitening = _whitened(data, rank, shards, patches)
     seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
     chosen = shards.part_of(choose_gates(gates, whitening, seed, lean, distinct=shards.samples is None))
     columns = targets.reshape(len(data), -1)
-    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory, shards)
+    pooling = NO_POOLING if patches is None else patches.pooling
+    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory, shards, pooling)
     largest = program.beta_max()
     seconds["gates"] = time.perf_counter() - clock
-    return _Prepared(data, whitening, program, largest, seconds)
+    return _Prepared(data, whitening, program, largest, seconds, patches)
+
+
+def _whitened(data: FloatArray, rank: float | None, shards: Shards, patches: Patches | None) -> Whitening:
+    """Rows at once, those of several processes, or patches of images block by block."""
+    if patches is None:
+        return whiten(data, rank=rank) if shards.samples is None else whiten_shards(data, shards.samples, rank=rank)
+    if shards.samples is not None:
+        raise InputError("shards spread samples, but X is cut into patches: spread arrangements instead")
+    return whiten_stream(lambda: patches.blocks(data), rank=rank)
 
 
 def choose_gates(gates: int | npt.ArrayLike, whitening: Whitening, seed: int, lean: float = 0.0, *, distinct: bool = True) -> FloatArray:
@@ -284,7 +317,14 @@ def choose_gates(gates: int | npt.ArrayLike, whitening: Whitening, seed: int, le
 
 
 def _distinct(basis: FloatArray, gates: FloatArray) -> FloatArray:
-    """The gates without those whose pattern came before, or opens for no sample; in their order."""
+    """The gates without those whose pattern came before, or opens for no sample; in their order.
+
+    Patterns that differ on some of the rows differ; only where they don't are all rows looked at.
+    """
+    if len(basis) > GLANCE:
+        found = _distinct(basis[:GLANCE], gates)
+        if len(found) == len(gates):
+            return found
     patterns = gated_patterns(basis, gates)
     packed = np.packbits(patterns, axis=1)
     first = np.sort(np.unique(packed, axis=0, return_index=True)[1])
@@ -300,7 +340,7 @@ def _checked_start(start: FloatArray | None, gates: FloatArray, y: FloatArray) -
     return weights
 
 
-def judge(network: GatedNetwork, X: FloatArray, program: GatedProgram, solution: GatedSolution) -> Certificate:
+def judge(network: GatedNetwork, X: npt.ArrayLike, program: GatedProgram, solution: GatedSolution) -> Certificate:
     """Objective of the network on the raw data, in float64, and the solution's bound, which is proved for these gates."""
     import torch
 

@@ -26,7 +26,7 @@ SAMPLES = 3000  # up to which it is the faster method
 def fits_kernel(program: GatedProgram) -> bool:
     """Whether the method may be taken: one process, a processor, and memory for three n x n arrays."""
     alone = program.shards.arrangements is None and program.shards.samples is None
-    return alone and program.device == "cpu" and 24 * len(program.basis) ** 2 <= program.max_memory
+    return alone and program.device == "cpu" and 24 * len(program.y) ** 2 <= program.max_memory
 
 
 @dataclass
@@ -34,7 +34,7 @@ class KernelIterate:
     """The iterate of ADMM on  min L(f) + beta sum_i ||S_i||  subject to f = A S, in scaled form.
 
     Projection on the graph { (Z, g) : g = A Z } needs (r I + A A^T)^{-1}, r the quotient of the two stiffnesses, and
-    A A^T = (U'U'^T) o (D^T D), entry by entry, D (P, n) the masks: n x n whatever P is. The quotient stays, so it is factored once;
+    A A^T is n x n whatever P is. The quotient stays, so it is factored once;
     the common stiffness changes freely. S and f meet the proximal maps of the penalty and of the loss. Source: Boyd, Parikh, Chu,
     Peleato and Eckstein 2011 (ADMM), Parikh and Boyd 2014 (graph form).
     """
@@ -44,9 +44,7 @@ class KernelIterate:
 
     def __post_init__(self) -> None:
         program = self.program
-        masks = np.unpackbits(program.operator.bits.numpy(), axis=1)[:, : len(program.gates)].astype(np.float32)
-        kernel = program.basis @ program.basis.T
-        kernel *= masks @ masks.T  # whole numbers, exact in float32
+        kernel = program.operator.kernel().numpy()
         self.quotient = TRACE * float(np.trace(kernel)) / len(kernel)
         self.solve = _solver(kernel, self.quotient)
         smoothness = program.loss.smoothness

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from convexbn.gated.penalties import Penalty, Slope
 from convexbn.gated.shards import Shards
-from convexbn.solvers.masked import MaskedOperator
+from convexbn.solvers.pooled import Operator
 
 if TYPE_CHECKING:
     import torch
 
 NEWTON, CONJUGATE = 30, 60  # at most so many steps of either
-FIRST_REST = 2.0  # of b: for Gaussian gates on an orthonormal basis it ends between 3 and 6
+FIRST_REST = 2.0  # of b, in units of the squared norm of a block: for Gaussian gates on an orthonormal basis it ends between 3 and 6
 FLATTEST = 1e-4  # of the largest curvature
 
 
@@ -128,30 +128,19 @@ class Metric:
         return spring * x + self.read(slope(self.spread(x))) / self.rest
 
 
-def common_metric(operator: MaskedOperator, gates: torch.Tensor, shards: Shards) -> Metric:
+def common_metric(operator: Operator, gates: torch.Tensor, shards: Shards) -> Metric:
     """The metric of an operator whose arrangements have the given gates (P, r+1)."""
     import torch
 
     along = gates / torch.linalg.vector_norm(gates, dim=1, keepdim=True)
-    images = shards.over_arrangements(torch.cat([_counts(operator), operator.forward(along[:, :, None])], dim=1)).double()
-    images = torch.cat([operator.basis.double() * images[:, :1], images[:, 1:]], dim=1)
+    images = shards.over_arrangements(torch.cat([operator.total(), operator.forward(along[:, :, None])], dim=1)).double()
     curvature = shards.over_samples(images.T @ images)
     gram = shards.over_arrangements(_gram(along.double()))
     root = torch.linalg.inv(torch.linalg.cholesky(gram)).mT
     values, vectors = torch.linalg.eigh(root.mT @ curvature @ root)
     values = values.clamp_min(FLATTEST * float(values[-1]))
     dtype = operator.basis.dtype
-    return Metric(along, (root @ vectors).to(dtype), values.to(dtype), FIRST_REST, shards)
-
-
-def _counts(operator: MaskedOperator) -> torch.Tensor:
-    """(n, 1) how many arrangements each sample is active in."""
-    import torch
-
-    rows = operator.tile(1)[0]
-    everything = slice(0, operator.count)
-    sums = [operator.masks(slice(i, i + rows), everything).sum(1) for i in range(0, len(operator.basis), rows)]
-    return torch.cat(sums)[:, None]
+    return Metric(along, (root @ vectors).to(dtype), values.to(dtype), FIRST_REST * operator.norm**2, shards)
 
 
 def _gram(along: torch.Tensor) -> torch.Tensor:

@@ -36,3 +36,24 @@ class GatedModule(torch.nn.Module):
         open_gates = (basis @ self.gates.T >= 0).to(basis.dtype)
         of_each = (open_gates @ self.weights.flatten(1)).view(len(x), basis.shape[1], -1)
         return torch.bmm(basis.unsqueeze(1), of_each).squeeze(1)
+
+
+class GatedConvolution(torch.nn.Module):
+    """A gated module on the patches of images, its outputs averaged or summed over each image.
+
+    Parameters
+    ----------
+    head : of the patches, as rows of c p_h p_w numbers
+    size, stride, padding : (height, width) each, as in `torch.nn.Unfold`
+    kind : "average" or "sum"
+    """
+
+    def __init__(self, head: GatedModule, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], kind: str) -> None:
+        super().__init__()
+        self.cut, self.head, self.kind = torch.nn.Unfold(size, stride=stride, padding=padding), head, kind
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(batch, C) outputs of images (batch, c, h, w)."""
+        rows = self.cut(images).mT
+        of_each: torch.Tensor = self.head(rows.flatten(0, 1)).view(len(images), rows.shape[1], -1)
+        return of_each.mean(1) if self.kind == "average" else of_each.sum(1)

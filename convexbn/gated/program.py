@@ -12,7 +12,9 @@ from convexbn.gated.penalties import GroupNorm, Penalty
 from convexbn.gated.shards import Shards
 from convexbn.judge import best_scale
 from convexbn.losses import Loss
-from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator, gated_patterns, masked_operator
+from convexbn.patches import NO_POOLING, Pooling
+from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator, gated_bits
+from convexbn.solvers.pooled import Operator, PooledOperator
 from convexbn.validation import FloatArray, InputError, check_positive
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ class GatedProgram:
 
         min  L( sum_i D_i U' S_i, Y ) + beta sum_i ||S_i||,        D_i = diag(1[U' g_i >= 0]),  S_i (r+1, C).
 
+    On patches of images, K rows a sample, predictions are pooled: L( p sum_i D_i U' S_i, Y ).
+
     L is a sum over samples; ||.|| the Frobenius norm ("group") or the nuclear norm ("nuclear"), for C = 1 one and the same.
     It is the program of `Program` without its cones: ANOTHER model, whose gates open by g_i whatever S_i is. With the nuclear
     norm and all arrangements its optimum is a lower bound on that of the ReLU network; over a sample of gates, or with the group norm
@@ -32,13 +36,14 @@ class GatedProgram:
 
     Attributes
     ----------
-    basis : (n, r+1) U'; orthonormal columns make it batch normalisation, the program is solved on any basis
+    basis : (n K, r+1) U', K = 1 without patches; orthonormal columns make it batch normalisation, the program is solved on any basis
     gates : (P, r+1) the g_i, in float64 wherever the program is solved
     y : (n, C) targets
     loss, beta, penalty : L, beta, and the norm
     device : where products are taken, "cpu" or "cuda"
     max_memory : bytes for masks and temporary arrays, beyond basis and weights
     shards : which part of samples and arrangements this process has; basis, gates and y are then that part
+    pooling : p, from the rows of the basis to samples; the identity by default
     """
 
     basis: FloatArray
@@ -50,19 +55,26 @@ class GatedProgram:
     device: str = "cpu"
     max_memory: int = MAX_MEMORY
     shards: Shards = field(default_factory=Shards)
+    pooling: Pooling = NO_POOLING
 
     def __post_init__(self) -> None:
         check_positive(self.beta, "beta")
-        if self.y.ndim != 2 or len(self.y) != len(self.basis):
-            raise InputError(f"y has shape {self.y.shape}, but the basis has {len(self.basis)} rows: pass (n, C)")
+        if self.y.ndim != 2 or len(self.y) * self.pooling.patches != len(self.basis):
+            each = f", {self.pooling.patches} for each sample" if self.pooling.patches > 1 else ""
+            raise InputError(f"y has shape {self.y.shape}, but the basis has {len(self.basis)} rows{each}: pass (n, C)")
         if self.gates.ndim != 2 or self.gates.shape[1] != self.basis.shape[1] or not len(self.gates):
             raise InputError(f"gates have shape {self.gates.shape}, not (P, {self.basis.shape[1]}): pass a row for each arrangement")
 
     @cached_property
-    def operator(self) -> MaskedOperator:
+    def operator(self) -> Operator:
         """The linear map in float64."""
-        patterns = gated_patterns(self.basis, self.gates)
-        return masked_operator(self.basis, patterns, device=self.device, max_memory=self.max_memory)
+        import torch
+
+        basis = torch.as_tensor(self.basis, device=self.device)
+        bits = torch.as_tensor(gated_bits(self.basis, self.gates), device=self.device)
+        if self.pooling.patches == 1:
+            return MaskedOperator(basis, bits, len(self.gates), self.max_memory)
+        return PooledOperator(basis, bits, len(self.gates), self.pooling, self.max_memory)
 
     @cached_property
     def total(self) -> int:

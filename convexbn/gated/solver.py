@@ -133,7 +133,7 @@ class GatedSolver:
             raise InputError(
                 "method = 'kernel' needs one process, device='cpu', no checkpoint, float64 and 24 n^2 bytes of max_memory: use 'steps'"
             )
-        return self.method == "kernel" or (self.method == "auto" and possible and len(program.basis) <= SAMPLES)
+        return self.method == "kernel" or (self.method == "auto" and possible and len(program.y) <= SAMPLES)
 
 
 def _unit(program: GatedProgram) -> float:
@@ -196,7 +196,7 @@ class _Run:
         settings, program = self.settings, self.program
         self.descent = self.descend(self.choose(self.worths), FIRST_WIDTH)
         if settings.checkpoint is not None:
-            same = settings.tolerance, settings.precision, self.start
+            same = settings.tolerance, settings.precision, self.start, program.pooling
             self.name = fingerprint(program.basis, program.gates, program.y, program.beta, program.loss, program.penalty, same)
             self.load(load_checkpoint(settings.checkpoint, self.name))
         return self.finish()

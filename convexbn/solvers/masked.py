@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from convexbn.validation import BoolArray, FloatArray, InputError, check_count
 
@@ -48,6 +49,11 @@ class MaskedOperator:
         self.tile(1)
 
     @property
+    def norm(self) -> float:
+        """A bound on the norm of each block."""
+        return 1.0
+
+    @property
     def stored(self) -> int:
         """Bytes of the masks."""
         wide = 0 if self._expanded is None else self._expanded.numel() * self._expanded.element_size()
@@ -87,13 +93,8 @@ class MaskedOperator:
         return self._expand(samples, arrangements)
 
     def _expand(self, samples: slice, arrangements: slice) -> torch.Tensor:
-        import torch
-
         start, stop, _ = arrangements.indices(self.count)
-        table = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
-        values = torch.as_tensor(table, dtype=self.basis.dtype, device=self.basis.device)
-        chosen = self.bits[samples, start // 8 : -(-stop // 8)].long()
-        return values[chosen].flatten(1)[:, : stop - start]
+        return expanded(self.bits[samples, start // 8 : -(-stop // 8)], stop - start, self.basis.dtype)
 
     def _tiles(self, outputs: int) -> Iterator[tuple[slice, slice]]:
         rows, arrangements = self.tile(outputs)
@@ -135,24 +136,48 @@ class MaskedOperator:
         part = self.basis[samples].T @ masked.flatten(1)
         return part.view(-1, masked.shape[1], residual.shape[1]).transpose(0, 1)
 
-    def take(self, arrangements: torch.Tensor) -> MaskedOperator:
-        """The operator of a subset of the arrangements, `arrangements` their indices (q,) in rising order."""
+    def total(self) -> torch.Tensor:
+        """sum_i D_i U', shape (n, r+1): what weights that all arrangements share see."""
         import torch
 
-        rows = 8 * self.tile(1)[0]
-        parts = []
-        for i in range(0, len(self.basis), rows):
-            masks = self.masks(slice(i, i + rows), slice(0, self.count))[:, arrangements]
-            parts.append(_packed(masks != 0))
-        return replace(self, bits=torch.cat(parts), count=len(arrangements))
+        rows = self.tile(1)[0]
+        counts = [self.masks(slice(i, i + rows), slice(0, self.count)).sum(1) for i in range(0, len(self.basis), rows)]
+        return self.basis * torch.cat(counts)[:, None]
+
+    def kernel(self) -> torch.Tensor:
+        """A A^T = (U'U'^T) o (D^T D), entry by entry, shape (n, n), in the basis' dtype."""
+        masks = self._expand(slice(None), slice(0, self.count)).float()
+        return (self.basis @ self.basis.mT).mul_(masks @ masks.mT)  # whole numbers, exact in float32
+
+    def take(self, arrangements: torch.Tensor) -> MaskedOperator:
+        """The operator of a subset of the arrangements, `arrangements` their indices (q,) in rising order."""
+        bits = bits_taken(self.bits, self.count, arrangements, 8 * self.tile(1)[0])
+        return replace(self, bits=bits, count=len(arrangements))
 
     def to(self, dtype: torch.dtype) -> MaskedOperator:
         """The same operator in another floating type."""
         return replace(self, basis=self.basis.to(dtype))
 
 
+def expanded(bits: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """(n, P) the masks of `bits` (n, ceil(P / 8)) as 0 and 1."""
+    import torch
+
+    table = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    values = torch.as_tensor(table, dtype=dtype, device=bits.device)
+    return values[bits.long()].flatten(1)[:, :count]
+
+
+def bits_taken(bits: torch.Tensor, count: int, arrangements: torch.Tensor, rows: int) -> torch.Tensor:
+    """The bits of a subset of P = `count` arrangements, worked out so many rows at a time."""
+    import torch
+
+    parts = [expanded(bits[i : i + rows], count, torch.uint8)[:, arrangements] for i in range(0, len(bits), rows)]
+    return torch.cat([_packed(masks) for masks in parts])
+
+
 def _packed(masks: torch.Tensor) -> torch.Tensor:
-    """The bits of boolean `masks` (n, P), shape (n, ceil(P / 8)), in the order of `numpy.packbits`."""
+    """The bits of `masks` (n, P) of 0 and 1, shape (n, ceil(P / 8)), in the order of `numpy.packbits`."""
     import torch
 
     missing = -masks.shape[1] % 8
@@ -192,6 +217,13 @@ def masked_operator(
     bits = torch.as_tensor(np.packbits(active.T, axis=1), device=device)
     tensor = torch.as_tensor(basis, dtype=getattr(torch, precision), device=device)
     return MaskedOperator(tensor, bits, len(active), max_memory)
+
+
+def gated_bits(basis: FloatArray, gates: FloatArray) -> npt.NDArray[np.uint8]:
+    """(n, ceil(P / 8)) the same patterns as bits, those of a row next to each other, as operators keep them."""
+    rows = max(1, 2**22 // max(1, len(gates)))
+    parts = [np.packbits((gates @ basis[i : i + rows].T >= 0).T, axis=1) for i in range(0, len(basis), rows)]
+    return np.concatenate(parts)
 
 
 def gated_patterns(basis: FloatArray, gates: FloatArray) -> BoolArray:

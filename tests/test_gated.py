@@ -14,7 +14,7 @@ import torch
 from problems import LOSSES, degenerate_data, several_targets, targets_for
 
 from convexbn import GatedNetwork, GatedProgram, GatedSolver, Status, fit_gated_bn
-from convexbn.gated.fit import choose_gates
+from convexbn.gated.gates import choose_gates
 from convexbn.gated.module import GatedModule
 from convexbn.gated.penalties import PENALTIES
 from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared

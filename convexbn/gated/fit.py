@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from convexbn.certificate import Certificate, Evidence
 from convexbn.gated.cones import Conversion, to_relu
+from convexbn.gated.gates import choose_gates
 from convexbn.gated.network import GatedNetwork
 from convexbn.gated.penalties import Penalty, get_penalty
 from convexbn.gated.program import GatedProgram
@@ -20,18 +21,15 @@ from convexbn.gated.solver import GatedSolution, GatedSolver
 from convexbn.losses import Loss, get_loss
 from convexbn.patches import NO_POOLING, Patches, patches_of
 from convexbn.solution import Status
-from convexbn.solvers.masked import MAX_MEMORY, gated_patterns
+from convexbn.solvers.masked import MAX_MEMORY
 from convexbn.streaming import whiten_stream
-from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets, real_array
+from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets, real_array
 from convexbn.whitening import Whitening, whiten
 
 if TYPE_CHECKING:
     from convexbn.gated.module import GatedConvolution, GatedModule
 
 BETA_FRACTION = 0.1  # of beta_max, as for the ReLU network
-MOST_LEAN = 4.0  # gates that lean further see nothing but a direction or two
-GLANCE = 4096  # rows
-DRAWS = 20  # times as many gates are drawn at most, where patterns repeat
 
 
 @dataclass(frozen=True)
@@ -191,8 +189,8 @@ def fit_gated_path(
 
     Parameters
     ----------
-    X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards, patch, stride, padding, pooling : as in `fit_gated_bn`; gates are
-        drawn once
+    X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards, patch, stride, padding, pooling : as in `fit_gated_bn`;
+        gates are drawn once
     fractions : of beta_max, in any order; None takes ten from 0.5 to 0.01, evenly on a log scale
     solver : as in `fit_gated_bn`, without a checkpoint
     verbose : show a bar for each point
@@ -282,53 +280,6 @@ def _whitened(data: FloatArray, rank: float | None, shards: Shards, patches: Pat
     if shards.samples is not None:
         raise InputError("shards spread samples, but X is cut into patches: spread arrangements instead")
     return whiten_stream(lambda: patches.blocks(data), rank=rank)
-
-
-def choose_gates(gates: int | npt.ArrayLike, whitening: Whitening, seed: int, lean: float = 0.0, *, distinct: bool = True) -> FloatArray:
-    """(P, r+1) the gates that the argument of `fit_gated_bn` stands for; `distinct` leaves out patterns that repeat.
-
-    The signs of singular vectors are anybody's choice; drawn gates turn with them, so that the same data and seed give the same patterns.
-    """
-    basis = whitening.basis
-    if not isinstance(gates, (int, np.integer)) or isinstance(gates, bool):
-        given = real_array(gates, "gates")
-        if given.ndim != 2 or given.shape[1] != basis.shape[1] or not len(given) or not np.any(given, axis=1).all():
-            raise InputError(f"gates have shape {given.shape}: pass a number, or rows (P, {basis.shape[1]}) on the basis, none of them 0")
-        return given
-    count = check_count(gates, "gates")
-    generator = np.random.default_rng(check_count(seed, "seed", 0))
-    components = whitening.components
-    largest = components[np.argmax(np.abs(components), axis=0), np.arange(whitening.rank)]
-    if not (isinstance(lean, (int, float, np.number)) and abs(lean) <= MOST_LEAN):
-        raise InputError(
-            f"lean = {lean!r} can't be used: pass a number from -{MOST_LEAN:g} to {MOST_LEAN:g}; 0 treats all directions alike"
-        )
-    strengths = (whitening.singular_values / whitening.singular_values[:1]) ** lean
-    size = np.sqrt(np.mean(strengths**2)) if len(strengths) else 1.0
-    spread = np.append(np.sign(largest) * strengths, size)
-    if not distinct:
-        return spread * generator.standard_normal((count, len(spread)))
-    found = np.zeros((0, basis.shape[1]))
-    for _ in range(DRAWS):
-        found = _distinct(basis, np.vstack([found, spread * generator.standard_normal((count, len(spread)))]))[:count]
-        if len(found) == count:
-            break
-    return found
-
-
-def _distinct(basis: FloatArray, gates: FloatArray) -> FloatArray:
-    """The gates without those whose pattern came before, or opens for no sample; in their order.
-
-    Patterns that differ on some of the rows differ; only where they don't are all rows looked at.
-    """
-    if len(basis) > GLANCE:
-        found = _distinct(basis[:GLANCE], gates)
-        if len(found) == len(gates):
-            return found
-    patterns = gated_patterns(basis, gates)
-    packed = np.packbits(patterns, axis=1)
-    first = np.sort(np.unique(packed, axis=0, return_index=True)[1])
-    return gates[first[patterns[first].any(axis=1)]]
 
 
 def _checked_start(start: FloatArray | None, gates: FloatArray, y: FloatArray) -> FloatArray | None:

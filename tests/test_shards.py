@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from convexbn import GatedSolver, fit_gated_bn, whiten
+from convexbn import GatedProgram, GatedSolver, Squared, fit_gated_bn, whiten
 from convexbn.gated import Shards, whiten_shards
 
 SOLVER = GatedSolver(tolerance=1e-6, method="steps", precision="float64")
@@ -95,6 +95,19 @@ def test_whitening_across_processes(found: list[dict[str, np.ndarray]]):
     for part in found:
         assert part["values"] == pytest.approx(whitening.singular_values, rel=1e-12)
         assert float(part["energy"]) == pytest.approx(whiten(data()[0], rank=2).energy, rel=1e-12)
+
+
+@pytest.mark.parametrize("total", ["total_over_arrangements", "total_over_samples", "count", "largest"])
+def test_numbers_are_summed_on_the_device_of_the_program(total: str, monkeypatch: pytest.MonkeyPatch):
+    def all_reduce(tensor: torch.Tensor, **options: object) -> None:
+        raise RuntimeError(f"on {tensor.device}")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    group = object()
+    program = GatedProgram(np.eye(3), np.eye(3), np.ones((3, 1)), Squared(), 0.1, device="meta", shards=Shards(group, group))
+    argument = {"count": torch.ones(2, dtype=torch.bool), "largest": torch.zeros(0, device="meta")}.get(total, 1.0)
+    with pytest.raises(RuntimeError, match="on meta"):
+        getattr(program.shards, total)(argument)
 
 
 def test_the_example_runs_under_torchrun():

@@ -262,7 +262,7 @@ def _prepare(
     clock, seconds = time.perf_counter(), {}
     data, the_loss = check_data(X) if patches is None else np.asarray(X), get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
-    whitening = _whitened(data, rank, shards, patches)
+    whitening = _whitened(data, rank, shards, patches, device)
     seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
     chosen = shards.part_of(choose_gates(gates, whitening, seed, lean, distinct=shards.samples is None))
     columns = targets.reshape(len(data), -1)
@@ -273,10 +273,10 @@ def _prepare(
     return _Prepared(data, whitening, program, largest, seconds, patches)
 
 
-def _whitened(data: FloatArray, rank: float | None, shards: Shards, patches: Patches | None) -> Whitening:
+def _whitened(data: FloatArray, rank: float | None, shards: Shards, patches: Patches | None, device: str) -> Whitening:
     """Rows at once, those of several processes, or patches of images block by block."""
     if patches is None:
-        return whiten(data, rank=rank) if shards.samples is None else whiten_shards(data, shards.samples, rank=rank)
+        return whiten(data, rank=rank) if shards.samples is None else whiten_shards(data, shards.samples, rank=rank, device=device)
     if shards.samples is not None:
         raise InputError("shards spread samples, but X is cut into patches: spread arrangements instead")
     return whiten_stream(lambda: patches.blocks(data), rank=rank)

@@ -64,6 +64,7 @@ class GatedProgram:
             raise InputError(f"y has shape {self.y.shape}, but the basis has {len(self.basis)} rows{each}: pass (n, C)")
         if self.gates.ndim != 2 or self.gates.shape[1] != self.basis.shape[1] or not len(self.gates):
             raise InputError(f"gates have shape {self.gates.shape}, not (P, {self.basis.shape[1]}): pass a row for each arrangement")
+        object.__setattr__(self, "shards", replace(self.shards, device=self.device))
 
     @cached_property
     def operator(self) -> Operator:

@@ -23,10 +23,12 @@ class Shards:
     ----------
     arrangements : the group of those with the same samples, or None where this process has all arrangements
     samples : the group of those with the same arrangements, or None where this process has all samples
+    device : where single numbers are summed; a program sets it to its own, as NCCL knows no other
     """
 
     arrangements: torch.distributed.ProcessGroup | None = None
     samples: torch.distributed.ProcessGroup | None = None
+    device: str = "cpu"
 
     def over_arrangements(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over arrangements of what each process has of it."""
@@ -38,11 +40,11 @@ class Shards:
 
     def total_over_arrangements(self, value: float) -> float:
         """The same for a number."""
-        return _total(value, self.arrangements)
+        return _total(value, self.arrangements, self.device)
 
     def total_over_samples(self, value: float) -> float:
         """The same for a number."""
-        return _total(value, self.samples)
+        return _total(value, self.samples, self.device)
 
     def count(self, which: torch.Tensor) -> int:
         """How many of a boolean tensor are true, over arrangements."""
@@ -52,7 +54,7 @@ class Shards:
         """The largest of the processes' values, none of them negative, over arrangements; 0 where there are none."""
         import torch
 
-        number = torch.tensor([float(values.amax()) if len(values) else 0.0], dtype=torch.float64)
+        number = values.double().amax() if len(values) else torch.zeros((), dtype=torch.float64, device=self.device)
         if self.arrangements is not None:
             torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=self.arrangements)
         return float(number)
@@ -86,14 +88,14 @@ def _sum(tensor: torch.Tensor, group: torch.distributed.ProcessGroup | None) -> 
     return tensor
 
 
-def _total(value: float, group: torch.distributed.ProcessGroup | None) -> float:
+def _total(value: float, group: torch.distributed.ProcessGroup | None, device: str) -> float:
     import torch
 
-    return value if group is None else float(_sum(torch.tensor([value], dtype=torch.float64), group))
+    return value if group is None else float(_sum(torch.tensor([value], dtype=torch.float64, device=device), group))
 
 
 def whiten_shards(
-    X: FloatArray, group: torch.distributed.ProcessGroup, *, rank: float | None = None, tolerance: float = 1e-10
+    X: FloatArray, group: torch.distributed.ProcessGroup, *, rank: float | None = None, tolerance: float = 1e-10, device: str = "cpu"
 ) -> Whitening:
     """Whitening of data whose rows are spread over processes: Pi X = U Sigma V^T by a QR decomposition in two levels (TSQR).
 
@@ -106,15 +108,16 @@ def whiten_shards(
     X : (n_p, d) this process' rows
     group : of the processes that hold the others
     rank, tolerance : as in `whiten`
+    device : where the group's backend takes tensors: "cuda" for NCCL. The decompositions are on the host
     """
     import torch
 
     data, wanted = check_data(X, samples=1), check_rank(rank)
-    whole = round(_total(float(len(data)), group))
-    mean = _sum(torch.as_tensor(data.sum(axis=0)), group).numpy() / whole
-    spread = torch.as_tensor(np.max(np.abs(data - mean), axis=0))
+    whole = round(_total(float(len(data)), group, device))
+    mean = _sum(torch.as_tensor(data.sum(axis=0), device=device), group).cpu().numpy() / whole
+    spread = torch.as_tensor(np.max(np.abs(data - mean), axis=0), device=device)
     torch.distributed.all_reduce(spread, op=torch.distributed.ReduceOp.MAX, group=group)
-    scale = powers_of_two(spread.numpy())
+    scale = powers_of_two(spread.cpu().numpy())
     if wanted is not None:
         scale = np.full_like(scale, scale.max())
     local, triangle = np.linalg.qr((data - mean) / scale)

@@ -21,7 +21,7 @@ from convexbn.solvers.descent import fit_amplitudes
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, check_count, check_positive
 
-BATCH, FRESH = 128, 20  # blocks priced at a time; so many that come anew are enough for a round
+BATCH, FRESH = 256, 20  # blocks priced at a time; so many that come anew are enough for a round
 SHORTER = 0.98  # of beta: what a projection known to be shorter costs is not worth knowing
 FINE, ROUGH_ROUNDS = 1e-2, 12  # the gap below which Newton takes over, or the round
 STEPS, SETTLED = 3, 1e-2  # proximal steps a round, at most; the relative move after which it is priced again

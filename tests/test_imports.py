@@ -18,7 +18,7 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__
 FLOORS = [
     ["validation", "progress", "threads"],
     ["losses", "arrangements", "whitening", "patches", "features", "collapse"],
-    ["program", "network", "pricing", "smoothing", "checkpoint", "streaming"],
+    ["program", "network", "pricing", "smoothing", "screening", "checkpoint", "streaming"],
     ["solution", "pruning", "judge"],
     ["solvers", "certificate", "export", "training", "datasets"],
     ["fit", "gated", "post_bn"],

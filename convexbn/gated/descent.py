@@ -49,7 +49,7 @@ class Descent:
         dtype = operator.basis.dtype
         self.program, self.operator, self.chosen, self.shards = program, operator, chosen, program.shards
         self.width = width
-        self.metric: Metric = common_metric(operator, gates.to(dtype), program.shards)
+        self.metric: Metric = common_metric(operator, gates, program.shards)
         weights = weights.to(dtype)
         predictions = self._forward(weights)
         multiplier = weights.new_zeros((weights.shape[1] + 1, weights.shape[2]))

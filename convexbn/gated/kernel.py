@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -99,6 +99,19 @@ class KernelIterate:
         """(n, C) minus the gradient of the loss at f, by its proximal map: in the domain of the conjugate, also at kinks."""
         point: FloatArray = -self.program.loss.project(self.stiffness * self.f_shift, self.program.y)
         return point
+
+    def saved(self) -> dict[str, Any]:
+        """Everything that the next iteration depends on, beside the factor."""
+        numbers = {"stiffness": self.stiffness, "iterations": self.iterations}
+        return {"weights": self.weights.numpy(), "shift": self.shift.numpy(), "f": self.f, "f_shift": self.f_shift, **numbers}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        import torch
+
+        self.weights, self.shift = torch.as_tensor(saved["weights"]), torch.as_tensor(saved["shift"])
+        self.f, self.f_shift = saved["f"], saved["f_shift"]
+        self.stiffness, self.iterations = float(saved["stiffness"]), int(saved["iterations"])
 
     def gap(self) -> float:
         """The relative gap of the weights, with the dual point scaled down to where it is feasible."""

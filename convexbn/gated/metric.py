@@ -129,17 +129,18 @@ class Metric:
 
 
 def common_metric(operator: Operator, gates: torch.Tensor, shards: Shards) -> Metric:
-    """The metric of an operator whose arrangements have the given gates (P, r+1)."""
+    """The metric of an operator whose arrangements have the given gates (P, r+1), in float64 for the Gram matrix of one gate alone."""
     import torch
 
-    along = gates / torch.linalg.vector_norm(gates, dim=1, keepdim=True)
+    dtype = operator.basis.dtype
+    units = gates.double() / torch.linalg.vector_norm(gates.double(), dim=1, keepdim=True)
+    along = units.to(dtype)
     images = shards.over_arrangements(torch.cat([operator.total(), operator.forward(along[:, :, None])], dim=1)).double()
     curvature = shards.over_samples(images.T @ images)
-    gram = shards.over_arrangements(_gram(along.double()))
+    gram = shards.over_arrangements(_gram(units))
     root = torch.linalg.inv(torch.linalg.cholesky(gram)).mT
     values, vectors = torch.linalg.eigh(root.mT @ curvature @ root)
     values = values.clamp_min(FLATTEST * float(values[-1]))
-    dtype = operator.basis.dtype
     return Metric(along, (root @ vectors).to(dtype), values.to(dtype), FIRST_REST * operator.norm**2, shards)
 
 

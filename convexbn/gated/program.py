@@ -62,7 +62,8 @@ class GatedProgram:
         if self.y.ndim != 2 or len(self.y) * self.pooling.patches != len(self.basis):
             each = f", {self.pooling.patches} for each sample" if self.pooling.patches > 1 else ""
             raise InputError(f"y has shape {self.y.shape}, but the basis has {len(self.basis)} rows{each}: pass (n, C)")
-        if self.gates.ndim != 2 or self.gates.shape[1] != self.basis.shape[1] or not len(self.gates):
+        none = not len(self.gates) and self.shards.arrangements is None  # one process of several may be without any
+        if self.gates.ndim != 2 or self.gates.shape[1] != self.basis.shape[1] or none:
             raise InputError(f"gates have shape {self.gates.shape}, not (P, {self.basis.shape[1]}): pass a row for each arrangement")
         object.__setattr__(self, "shards", replace(self.shards, device=self.device))
 
@@ -78,6 +79,14 @@ class GatedProgram:
         return PooledOperator(basis, bits, len(self.gates), self.pooling, self.max_memory)
 
     @cached_property
+    def reach(self) -> float:
+        """||p|| ||U'||, over all processes: no p D_i U' has a larger norm. Without patches 1 on a whitened basis, to rounding."""
+        import torch
+
+        gram = self.operator.basis.mT @ self.operator.basis
+        return self.operator.norm * float(torch.linalg.eigvalsh(self.shards.over_samples(gram))[-1].clamp_min(0.0).sqrt())
+
+    @cached_property
     def total(self) -> int:
         """P, over all processes."""
         return round(self.shards.total_over_arrangements(float(len(self.gates))))
@@ -90,9 +99,13 @@ class GatedProgram:
         """The program of targets y / unit, whose weights are those of this one over `unit`, on the same operator."""
         return self._changed(y=self.y / unit, loss=self.loss.rescaled(unit), beta=self.beta / unit)
 
-    def _changed(self, **changes: Any) -> GatedProgram:
+    def take(self, arrangements: torch.Tensor) -> GatedProgram:
+        """The program over a subset of the gates, `arrangements` their numbers (q,), rising."""
+        return self._changed(self.operator.take(arrangements), gates=self.gates[arrangements.cpu().numpy()])
+
+    def _changed(self, operator: Operator | None = None, **changes: Any) -> GatedProgram:
         other = replace(self, **changes)
-        other.__dict__["operator"] = self.operator
+        other.__dict__.update(operator=operator or self.operator, reach=self.reach)
         return other
 
     def predictions(self, weights: torch.Tensor) -> FloatArray:

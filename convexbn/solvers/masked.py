@@ -181,7 +181,7 @@ def _packed(masks: torch.Tensor) -> torch.Tensor:
     import torch
 
     missing = -masks.shape[1] % 8
-    padded = torch.nn.functional.pad(masks, (0, missing)).view(len(masks), -1, 8)
+    padded = torch.nn.functional.pad(masks, (0, missing)).view(len(masks), (masks.shape[1] + missing) // 8, 8)
     powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
     packed: torch.Tensor = (padded * powers).sum(2, dtype=torch.uint8)
     return packed

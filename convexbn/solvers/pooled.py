@@ -73,7 +73,7 @@ class PooledOperator:
         """
         size, patches = self.basis.element_size(), self.pooling.patches
         each = 8 * self.bits.shape[1] * patches * (size + 1) + 2 * self._width * size  # masks, the bytes on their way to be masks, features
-        preferred = (CPU_TILE if self.basis.device.type == "cpu" else GPU_TILE) // max(self._width, self.count * patches) + 1
+        preferred = (CPU_TILE if self.basis.device.type == "cpu" else GPU_TILE) // max(1, self._width, self.count * patches) + 1
         images = min(self.max_memory // (2 * each), preferred, self.samples)
         if images < 1:
             raise InputError(f"max_memory = {self.max_memory} is too small for one image: allow at least {2 * each} bytes")
@@ -108,7 +108,7 @@ class PooledOperator:
 
     def forward(self, weights: torch.Tensor) -> torch.Tensor:
         """p sum_i D_i U' S_i, shape (n, C), of `weights` (P, r+1, C)."""
-        columns = weights.reshape(self._width, -1).mT.contiguous()
+        columns = weights.reshape(self._width, weights.shape[2]).mT.contiguous()
         result = self.basis.new_empty((len(columns), self.samples))
         for samples in (slice(0, self.samples),) if self.keeps else self._tiles():
             result[:, samples] = columns @ self.features(samples).mT
@@ -120,7 +120,7 @@ class PooledOperator:
         result = self.basis.new_zeros((len(rows), self._width))
         for samples in (slice(0, self.samples),) if self.keeps else self._tiles():
             result.addmm_(rows[:, samples], self.features(samples))
-        return result.mT.contiguous().view(self.count, -1, len(rows))
+        return result.mT.contiguous().view(self.count, self.basis.shape[1], len(rows))
 
     def total(self) -> torch.Tensor:
         """p sum_i D_i U', shape (n, r+1): what weights that all arrangements share see."""

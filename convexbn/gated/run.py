@@ -275,7 +275,8 @@ class Run:
 
         if self.settings.checkpoint is None:
             return None
-        program, same = self.program, (method, self.settings.tolerance, self.settings.precision, self.start, program.pooling)
+        program = self.program
+        same = method, self.settings.tolerance, self.settings.precision, self.start, program.pooling
         self.name = fingerprint(program.basis, program.gates, program.y, program.beta, program.loss, program.penalty, same)
         state = load_checkpoint(self.settings.checkpoint, self.name)
         if state is None:

@@ -22,7 +22,8 @@ from cifar_table_report import draw, markdown
 from convexbn.progress import console
 
 CONVEX = all_arrangements, closed_form, gated, sampled_arrangements
-WHOLE, PART, PATCHES, SQUARE = "Two layers, all images", "Two layers, a part of the images", "Patches, averaged", "n <= d, every depth"
+WHOLE, PART, SQUARE = "Two layers, all images", "Two layers, a part of the images", "n <= d, every depth"
+PATCHES, ALL_PATCHES = "Patches, averaged", "Patches, averaged, all images"
 
 
 def grid(**choices: tuple[Any, ...]) -> tuple[Settings, ...]:
@@ -95,6 +96,29 @@ def all_rows(many: int) -> list[Row]:
             all_arrangements,
             shared={**relu, **patches, "fraction": 0.02, "rank": 30},
             samples=2000,
+        ),
+        Row(
+            PATCHES,
+            "convex, gated on patches",
+            gated,
+            grid(rank=(30, 60), fraction=(0.05, 0.1)),
+            {**gates, **patches, "lean": 0.0},
+            seeds=3,
+            **small,
+        ),
+        Row(
+            *(ALL_PATCHES, "SGD on patches, cross-entropy", by_sgd),
+            grid=grid(rate=(0.03, 0.1), decay=(1e-4, 1e-3)),
+            shared={**sgd, **patches, "loss": "softmax", "epochs": 5},
+            final={"epochs": 12},
+            choice_samples=15_000,
+        ),
+        Row(
+            *(ALL_PATCHES, "convex, gated on patches", gated),
+            grid=grid(lean=(0.0, 0.4), rank=(30, 60), fraction=(0.003, 0.01)),
+            shared={**gates, **patches, "iterations": 100, "memory": 10**10},
+            final={"gates": many},
+            choice_samples=15_000,
         ),
     ]
     square = []

@@ -18,6 +18,7 @@ from convexbn import (
     to_torch,
 )
 from convexbn.features import random_layers
+from convexbn.solvers.masked import MAX_MEMORY
 
 LOOSE = 0.5  # relative gap: a proof that is looser says less than the estimate
 
@@ -33,12 +34,16 @@ def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     """The gated program over random gates that lean to strong directions, beta a fraction of its beta_max. Not a ReLU network.
 
     With `directions`, on coordinates along so many principal directions of the pixels: the leading `rank` of them are those of the
-    pixels, and cheaper to come by.
+    pixels, and cheaper to come by. With `patch`, on the patches of the images.
     """
-    before = principal(part, settings["directions"]) if "directions" in settings else nn.Sequential(nn.Flatten())
+    reading = {name: settings[name] for name in ("patch", "stride") if name in settings}
+    if reading:
+        before = nn.Sequential(nn.Identity())
+    else:
+        before = principal(part, settings["directions"]) if "directions" in settings else nn.Sequential(nn.Flatten())
     path = part.cached("gated", *settings.values(), seed, ".npz")
     fit = fit_gated_bn(
-        coordinates(before, part).double().numpy(),
+        coordinates(before, part).numpy() if reading else coordinates(before, part).double().numpy(),
         part.targets,
         gates=settings["gates"],
         fraction=settings["fraction"],
@@ -48,6 +53,8 @@ def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
         solver=GatedSolver(settings["tolerance"], settings["iterations"], precision="float32", checkpoint=path, verbose=True),
         seed=seed,
         device=device,
+        max_memory=settings.get("memory", MAX_MEMORY),
+        **reading,
     )
     path.unlink(missing_ok=True)
     return trained(nn.Sequential(*before.double(), fit.to_torch()), fit.certificate)

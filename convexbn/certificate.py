@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from convexbn.judge import Judge
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
 from convexbn.pricing import is_square, known_price
+from convexbn.streaming import Stream, whiten_stream
 from convexbn.threads import few_threads
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
@@ -121,16 +123,15 @@ def certify(
     InputError
         For data, targets or arrangements that can't be used.
     """
-    data = network.rows(X)
+    whitening = whiten(network.rows(X), rank=rank) if network.patches is None else whiten_stream(lambda: network.blocks(X), rank=rank)
     the_loss = get_loss(loss)
-    targets = the_loss.check(check_targets(y, len(data) // network.pooling.patches))
-    whitening = whiten(data, rank=rank)
-    return certify_on(whitening, data, targets, network, beta=beta, loss=the_loss, arrangements=arrangements, dual=dual, seconds=seconds)
+    targets = the_loss.check(check_targets(y, whitening.samples // network.pooling.patches))
+    return certify_on(whitening, X, targets, network, beta=beta, loss=the_loss, arrangements=arrangements, dual=dual, seconds=seconds)
 
 
 def certify_on(
     whitening: Whitening,
-    data: FloatArray,
+    data: npt.ArrayLike,
     targets: FloatArray,
     network: Network,
     *,
@@ -140,13 +141,13 @@ def certify_on(
     dual: FloatArray | None,
     seconds: float,
 ) -> Certificate:
-    """`certify` on checked data and targets with their whitening, of which only what is verified here is believed."""
+    """`certify` on data and checked targets with their whitening, of which only what is verified here is believed."""
     check_positive(beta, "beta")
     if network.relu_first:
         raise InputError("network has its batch normalisation after the ReLU: use convexbn.certify_post_bn")
     if not all(np.isfinite(part).all() for part in (network.weights, network.gain, network.shift, network.outputs)):
         raise InputError("network holds NaN or infinity, so its training diverged: lower the learning rate and train again")
-    _check_basis(whitening, data)
+    _check_basis(whitening, lambda: network.blocks(data))
     objective = network.objective(data, targets, loss, beta)
     evidence, scope = _evidence(whitening.basis, targets, arrangements)
     if whitening.energy < 1:
@@ -156,8 +157,9 @@ def certify_on(
         scope += f", for networks that don't read the {whitening.dropped} nearly collinear direction(s) of X that whitening drops"
     if arrangements is not None and targets.ndim > 1:
         raise InputError(f"arrangements are listed, but y has {targets.shape[1]} outputs: leave them out to bound over all arrangements")
-    if arrangements is not None and arrangements.active.shape[1] != len(data):
-        raise InputError(f"arrangements are patterns of {arrangements.active.shape[1]} rows, but X has {len(data)}: make them from this X")
+    if arrangements is not None and arrangements.active.shape[1] != whitening.samples:
+        rows = f"{arrangements.active.shape[1]} rows, but X has {whitening.samples}"
+        raise InputError(f"arrangements are patterns of {rows}: make them from this X")
     if arrangements is not None and arrangements.complete and not arrangements.fits(whitening.basis):
         raise InputError("arrangements are not known to be all those of X: make them by enumerate_arrangements(whiten(X).basis)")
     candidates = [-loss.gradient(network.on(data).predict(data), targets)]
@@ -190,7 +192,7 @@ def _evidence(basis: FloatArray, y: FloatArray, arrangements: Arrangements | Non
     return Evidence.SAMPLED, f"{arrangements} and the network's own neurons"
 
 
-def _check_basis(whitening: Whitening, data: FloatArray) -> None:
+def _check_basis(whitening: Whitening, stream: Stream) -> None:
     """The basis is orthonormal, and centred data lie in its span: what the bound takes from whitening is checked here.
 
     Of truncated data, their part in the directions that are kept.
@@ -199,16 +201,19 @@ def _check_basis(whitening: Whitening, data: FloatArray) -> None:
     orthonormal = np.max(np.abs(basis.T @ basis - np.eye(basis.shape[1])))
     columns = whitening.components if whitening.energy < 1 else None
 
-    def scaled(first: int) -> FloatArray:
-        rows = data[first : first + CHECKED] / whitening.scale - centre
-        return rows if columns is None else rows @ columns
+    def scaled() -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Some rows of the basis, and of the data, centred."""
+        start = 0
+        for block in stream():
+            for first in range(0, len(block), CHECKED):
+                rows = block[first : first + CHECKED] / whitening.scale - centre
+                yield basis[start : start + len(rows)], rows if columns is None else rows @ columns
+                start += len(rows)
 
-    chunks = range(0, len(data), CHECKED)
-    inside = sum(basis[first : first + CHECKED].T @ scaled(first) for first in chunks)
+    inside = sum(some.T @ rows for some, rows in scaled())
     outside, size = 0.0, 1.0
-    for first in chunks:
-        part = scaled(first)
-        outside = max(outside, float(np.max(np.abs(part - basis[first : first + CHECKED] @ inside), initial=0.0)))
-        size = max(size, float(np.max(np.abs(part), initial=0.0)))
+    for some, rows in scaled():
+        outside = max(outside, float(np.max(np.abs(rows - some @ inside), initial=0.0)))
+        size = max(size, float(np.max(np.abs(rows), initial=0.0)))
     if orthonormal > 1e-10 or outside > 1e-6 * size:
         raise InputError("X can't be whitened accurately in float64: remove nearly collinear columns or rescale them")

@@ -24,6 +24,7 @@ from convexbn.progress import console
 from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, Status
 from convexbn.solvers import ActiveSet, ClosedForm, Conic, SlidingFrankWolfe, obstacle
+from convexbn.streaming import whiten_stream
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
@@ -152,7 +153,7 @@ def fit_convex_bn(
     proof_seconds : for better proofs where all arrangements are unlisted and the relaxation leaves a gap above 1e-3: the `seconds`
         of `certify`
     patch, stride, padding : of the convolution, as `kernel_size`, `stride` and `padding` (with zeros) in PyTorch's Conv2d; one
-        number stands for height and width. The memory is that of all patches, n K rows: see `Patches.rows`
+        number stands for height and width. The memory is that of the basis, n K rows of r+1 numbers, and that of some images' patches
     pooling : "average" or "sum", over the patches of an image
     features : a torch.nn.Module, trained or random (`random_layers`), or a function of X; it runs in `eval()` and is not trained
     verbose : show each stage
@@ -305,12 +306,12 @@ def _automatic(arrangements: str | int | Arrangements, whitening: Whitening, y: 
 
 def _prepare(
     X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss, patches: Patches | None, rank: float | None
-) -> tuple[FloatArray, Loss, FloatArray, Whitening]:
-    """The rows that the first layer reads, the loss, its targets, and the rows whitened."""
-    data = check_data(X) if patches is None else patches.rows(X)
+) -> tuple[npt.NDArray[Any], Loss, FloatArray, Whitening]:
+    """The data, as rows or as images, the loss, its targets, and the rows that the first layer reads, whitened."""
+    data = check_data(X) if patches is None else np.asarray(X)
     the_loss = get_loss(loss)
-    targets = the_loss.check(check_targets(y, len(data) if patches is None else len(data) // patches.pooling.patches))
-    return data, the_loss, targets, whiten(data, rank=rank)
+    targets = the_loss.check(check_targets(y, len(data)))
+    return data, the_loss, targets, whiten(data, rank=rank) if patches is None else whiten_stream(lambda: patches.blocks(data), rank=rank)
 
 
 def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None, pooling: Pooling) -> float:
@@ -342,7 +343,7 @@ def _nothing(program: Program) -> Solution:
     return Solution(*empty, Status.OPTIMAL, "none, as beta is at least beta_max", dual=dual)
 
 
-def _simplest(whitening: Whitening, solution: Solution, data: FloatArray, program: Program, patches: Patches | None) -> Network:
+def _simplest(whitening: Whitening, solution: Solution, data: npt.NDArray[Any], program: Program, patches: Patches | None) -> Network:
     """The network with the fewest neurons whose objective is, to 1e-7, the best that the solver's neurons give.
 
     No network needs more than n + 1 neurons (for each output): what a solver leaves beyond that is pruned.

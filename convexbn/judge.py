@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss
@@ -51,7 +52,7 @@ class Judge:
         beta: float,
         arrangements: Arrangements | None,
         network: Network,
-        data: FloatArray,
+        data: npt.ArrayLike,
         patience: float,
     ) -> None:
         self.patience = patience

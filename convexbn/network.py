@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,16 +72,26 @@ class Network:
             raise InputError(f"X has {len(rows)} rows, but each image has {self.pooling.patches} patches: pass the images (n, c, h, w)")
         return rows
 
+    def blocks(self, X: npt.ArrayLike, *, samples: int = 2) -> Iterator[FloatArray]:
+        """The same rows: a matrix as one block, the patches of some images at a time, so that they are never all held."""
+        if self.patches is None or np.ndim(X) == 2:
+            yield self.rows(X, samples=samples)
+        else:
+            yield from self.patches.blocks(X)
+
     def hidden(self, X: npt.ArrayLike) -> FloatArray:
         """What batch normalisation gives for the rows of X (k, d), g_j (w_j^T x - c_j) / n_j + a_j / sqrt(n), shape (k, m)."""
-        normalised = (self._products(self.rows(X, samples=1)) - self.centre) / self.norm
-        hidden: FloatArray = normalised * self.gain + self.shift / np.sqrt(self.samples)
-        return hidden
+        return np.concatenate([self._normalised(self._products(rows)) for rows in self.blocks(X, samples=1)])
 
     def _products(self, rows: FloatArray) -> FloatArray:
         """What batch normalisation reads, shape (k, m)."""
         products: FloatArray = rows @ self.weights.T
         return np.maximum(products, 0.0) if self.relu_first else products
+
+    def _normalised(self, products: FloatArray) -> FloatArray:
+        """What it gives, shape (k, m)."""
+        hidden: FloatArray = (products - self.centre) / self.norm * self.gain + self.shift / np.sqrt(self.samples)
+        return hidden
 
     def predict(self, X: npt.ArrayLike) -> FloatArray:
         """Outputs for the rows of X (k, d), or k images, with the training statistics: shape (k,) for one output, else (k, C)."""
@@ -89,8 +100,8 @@ class Network:
 
     def activations(self, X: npt.ArrayLike) -> FloatArray:
         """(.)_+ of the hidden layer, pooled where there are patches: the features that the last layer reads, shape (k, m)."""
-        hidden = self.hidden(X)
-        return hidden if self.relu_first else self.pooling.pool(np.maximum(hidden, 0.0))
+        hidden = (self._normalised(self._products(rows)) for rows in self.blocks(X, samples=1))
+        return np.concatenate([part if self.relu_first else self.pooling.pool(np.maximum(part, 0.0)) for part in hidden])
 
     def penalty(self) -> float:
         """(1/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 ): times beta, the weight decay. The w_j cost nothing, as their scale is free."""
@@ -98,12 +109,13 @@ class Network:
 
     def on(self, X: npt.ArrayLike) -> Network:
         """The same network with the batch statistics of X (n, d): what batch normalisation computes in training mode."""
-        rows = self.rows(X)
-        products = self._products(rows)
+        products = np.concatenate([self._products(rows) for rows in self.blocks(X)])
         centre = products.mean(axis=0)
         norm = np.linalg.norm(products - centre, axis=0)
-        constant = norm <= CONSTANT_COLUMN * np.max(np.abs(products), axis=0, initial=0.0) * np.sqrt(len(rows))
-        return replace(self, centre=centre, norm=np.where(constant, 1.0, norm), gain=np.where(constant, 0.0, self.gain), samples=len(rows))
+        constant = norm <= CONSTANT_COLUMN * np.max(np.abs(products), axis=0, initial=0.0) * np.sqrt(len(products))
+        return replace(
+            self, centre=centre, norm=np.where(constant, 1.0, norm), gain=np.where(constant, 0.0, self.gain), samples=len(products)
+        )
 
     def objective(self, X: npt.ArrayLike, y: FloatArray, loss: Loss, beta: float) -> float:
         """L(f(X), y) + (beta/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 ), from the raw data (n, d) and their own batch statistics."""

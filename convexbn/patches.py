@@ -98,7 +98,7 @@ class Patches:
     def rows(self, images: npt.ArrayLike) -> FloatArray:
         """The patches as rows, shape (n K, c p_h p_w), those of an image next to each other; each in the order (c, p_h, p_w).
 
-        They take K p_h p_w / (h w) times the memory of the images in float64: a larger stride, or fewer images, makes it less.
+        They take K p_h p_w / (h w) times the memory of the images in float64: `blocks` makes them for some images at a time.
         """
         pixels = check_images(images)
         if pixels.shape[1:] != self.image:
@@ -116,7 +116,7 @@ class Patches:
     def blocks(self, images: npt.ArrayLike) -> Iterator[FloatArray]:
         """The same rows, of some images at a time, so that neither all patches nor the images in float64 are ever held."""
         several = max(1, BLOCK // (self.pooling.patches * self.features))
-        pixels = np.asarray(images)
+        pixels: Any = images if len(getattr(images, "shape", ())) == 4 and len(images) else check_images(images)  # type: ignore[arg-type]
         for first in range(0, len(pixels), several):
             yield self.rows(pixels[first : first + several])
 

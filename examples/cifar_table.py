@@ -109,16 +109,15 @@ def all_rows(many: int) -> list[Row]:
         Row(
             *(ALL_PATCHES, "SGD on patches, cross-entropy", by_sgd),
             grid=grid(rate=(0.03, 0.1), decay=(1e-4, 1e-3)),
-            shared={**sgd, **patches, "loss": "softmax", "epochs": 5},
+            shared={**sgd, **patches, "width": 500, "loss": "softmax", "epochs": 4},
             final={"epochs": 12},
             choice_samples=15_000,
         ),
         Row(
             *(ALL_PATCHES, "convex, gated on patches", gated),
-            grid=grid(lean=(0.0, 0.4), rank=(30, 60), fraction=(0.003, 0.01)),
-            shared={**gates, **patches, "iterations": 100, "memory": 10**10},
+            grid=grid(fraction=(0.003, 0.006, 0.012)),
+            shared={**gates, **patches, "lean": 0.0, "rank": 30, "tolerance": 2e-2, "iterations": 100, "memory": 6 * 10**9},
             final={"gates": many},
-            choice_samples=15_000,
         ),
     ]
     square = []

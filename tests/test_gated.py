@@ -132,6 +132,16 @@ def test_the_slope_of_a_prox_is_its_derivative(penalty: str):
     assert (descent * value).sum((1, 2)).numpy() == pytest.approx(norm.norms(value).numpy(), abs=1e-12)
 
 
+@each_penalty
+def test_a_prox_within_the_dual_ball_is_exactly_nothing(penalty: str):
+    """Not 1e-16 of the points: weights that are not 0 count as neurons, and keep arrangements in the working set."""
+    norm = PENALTIES[penalty]
+    points = torch.as_tensor(np.random.default_rng(0).standard_normal((200, 3, 2)))
+    points *= (0.9 / norm.dual_norms(points))[:, None, None]
+    for step in np.random.default_rng(1).uniform(0.1, 10.0, 20):
+        assert not norm.prox(float(step) * points, float(step))[0].any()
+
+
 def test_for_one_output_the_penalties_are_one():
     group, nuclear = (EXACT.solve(random_program(Logistic(), penalty)) for penalty in ("group", "nuclear"))
     assert group.objective == pytest.approx(nuclear.objective, rel=1e-8)

@@ -14,7 +14,7 @@ from convexbn.validation import FloatArray
 if TYPE_CHECKING:
     import torch
 
-OVER = 1.7  # over-relaxation
+OVER = 1.8  # over-relaxation
 TRACE = 0.2  # the stiffness of the weights, in units of the mean eigenvalue of the kernel
 KINKED = 0.3  # the stiffness of the predictions for losses without curvature
 KERNEL_CHECK = 5  # iterations between looks at the gap

@@ -55,7 +55,7 @@ class GroupNorm:
     def prox(self, points: torch.Tensor, step: float) -> tuple[torch.Tensor, Slope]:
         """(1 - step / ||Z_i||)_+ Z_i, with the slope (1 - step / ||Z||) I + step Z Z^T / ||Z||^3 where that is not 0."""
         norms = self.norms(points)[:, None, None].clamp_min(step)
-        shrink = 1.0 - step / norms
+        shrink = (norms - step) / norms  # exactly 0 where it should be: step / norms is a product with a reciprocal
 
         def slope(change: torch.Tensor) -> torch.Tensor:
             twist = step / norms**3 * (norms > step)

@@ -109,16 +109,14 @@ class MaskedOperator:
         last, columns = slice(0, 0), weights[:0]
         for samples, arrangements in self._tiles(outputs):
             if arrangements != last:
-                last, columns = arrangements, weights[arrangements].transpose(0, 1).flatten(1)
+                last, columns = arrangements, weights[arrangements].permute(1, 2, 0).flatten(1)
             result[samples] += self._sum_of_images(samples, arrangements, columns, outputs)
         return result
 
     def _sum_of_images(self, samples: slice, arrangements: slice, columns: torch.Tensor, outputs: int) -> torch.Tensor:
-        """One tile of `forward`, with the weights of its arrangements as `columns` (r+1, p C)."""
-        import torch
-
-        images = (self.basis[samples] @ columns).view(-1, columns.shape[1] // outputs, outputs)
-        return torch.bmm(self.masks(samples, arrangements).unsqueeze(1), images).squeeze(1)
+        """One tile of `forward`, with the weights of its arrangements as `columns` (r+1, C p)."""
+        images = (self.basis[samples] @ columns).view(-1, outputs, columns.shape[1] // outputs)
+        return images.mul_(self.masks(samples, arrangements).unsqueeze(1)).sum(2)
 
     def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
         """U'^T D_i R for all i, shape (P, r+1, C), of `residual` (n, C)."""
@@ -132,9 +130,9 @@ class MaskedOperator:
 
     def _part(self, samples: slice, arrangements: slice, residual: torch.Tensor) -> torch.Tensor:
         """One tile of `adjoint`, shape (p, r+1, C)."""
-        masked = self.masks(samples, arrangements).unsqueeze(2) * residual[samples].unsqueeze(1)
+        masked = residual[samples].unsqueeze(2) * self.masks(samples, arrangements).unsqueeze(1)
         part = self.basis[samples].T @ masked.flatten(1)
-        return part.view(-1, masked.shape[1], residual.shape[1]).transpose(0, 1)
+        return part.view(-1, *masked.shape[1:]).permute(2, 0, 1)
 
     def total(self) -> torch.Tensor:
         """sum_i D_i U', shape (n, r+1): what weights that all arrangements share see."""

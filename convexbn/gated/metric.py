@@ -45,11 +45,13 @@ class Metric:
 
     def read(self, weights: torch.Tensor) -> torch.Tensor:
         """W^T S, shape (q, C), of weights (P, r+1, C)."""
+        return self.mix.T @ self.shards.over_arrangements(self._part(weights))
+
+    def _part(self, weights: torch.Tensor) -> torch.Tensor:
+        """(r+2, C) the sums of S_i and of g_i^T S_i over the arrangements of this process."""
         import torch
 
-        along = torch.einsum("pk,pkc->c", self.along, weights)
-        both = self.shards.over_arrangements(torch.cat([weights.sum(0), along[None]]))
-        return self.mix.T @ both
+        return torch.cat([weights.sum(0), torch.einsum("pk,pkc->c", self.along, weights)[None]])
 
     def spread(self, multiplier: torch.Tensor) -> torch.Tensor:
         """W l, shape (P, r+1, C), of l (q, C)."""
@@ -57,9 +59,13 @@ class Metric:
         return both[:-1] + self.along[:, :, None] * both[-1]
 
     def inner(self, one: torch.Tensor, other: torch.Tensor) -> float:
-        """<S, M T>."""
-        shared = (self.curvature[:, None] * self.read(one) * self.read(other)).sum()
-        return self.rest * self.shards.total_over_arrangements(float((one * other).sum())) + float(shared)
+        """<S, M T>; what the processes know of it is summed at once."""
+        import torch
+
+        parts = [self._part(one).flatten(), self._part(other).flatten(), (one * other).sum()[None]]
+        both = self.shards.over_arrangements(torch.cat(parts))
+        left, right = (self.mix.T @ side for side in both[:-1].view(2, len(self.mix), -1))
+        return float(self.rest * both[-1] + (self.curvature[:, None] * left * right).sum())
 
     def times(self, factor: float) -> Metric:
         """The metric times a number."""

@@ -96,8 +96,9 @@ def all_rows(many: int) -> list[Row]:
             PATCHES,
             "convex, ReLU on patches, all arrangements",
             all_arrangements,
-            shared={**relu, **patches, "fraction": 0.02, "rank": 30},
-            samples=2000,
+            grid(rank=(15, 30), fraction=(0.02, 0.05)),
+            {**relu, **patches},
+            **small,
         ),
         Row(
             PATCHES,

@@ -51,31 +51,33 @@ def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray, *, c
     complete : whether those that are missing from the list are meant as well, as far as ties hide them
     """
     angle = TIE * basis.shape[1] if complete else float(np.finfo(np.float64).eps) * len(basis)
-    opening = angle * np.linalg.norm(basis, axis=1)
+    sizes = np.linalg.norm(basis, axis=1)
     centres = np.array([v[pattern] @ basis[pattern] for pattern in active]).reshape(len(active), basis.shape[1])
     length = np.linalg.norm(centres, axis=1)
-    margin = float(np.abs(v) @ opening)
+    margin = angle * float(np.abs(v) @ sizes)
     best = Price(0.0, 0.0, np.zeros((1, basis.shape[1])), np.ones((1, 1)))
     for i in np.argsort(-length):
         if length[i] + margin <= best.upper:
             break
         cone = np.where(active[i], 1.0, -1.0)[:, None] * basis
         for sign in (1.0, -1.0):
-            best = _dearer(best, _price_cone(basis, v, cone, sign * centres[i], opening, best.upper))
+            best = _dearer(best, _price_cone(basis, v, cone, sign * centres[i], sizes, angle, best.upper))
     return best
 
 
-def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: FloatArray, opening: FloatArray, enough: float) -> Price:
-    """The price of one cone and sign, or a bound of at most `enough` on it and no neuron.
+def _price_cone(
+    basis: FloatArray, v: FloatArray, cone: FloatArray, centre: FloatArray, sizes: FloatArray, angle: float, enough: float
+) -> Price:
+    """The price of one cone, of rows of those sizes that open by the angle, or a bound of at most `enough` on it and no neuron.
 
     The penalties on the multipliers grow while the margin is what makes the bound loose.
     """
     upper, length = np.inf, float(np.linalg.norm(centre))
-    fixed = float(np.abs(v) @ opening)
+    fixed = angle * float(np.abs(v) @ sizes)
     for weight in (1.0, 1e1, 1e2, 1e3, 1e4):
-        rows, multipliers = sifted_multipliers(cone, centre, weight * opening, enough - fixed)
+        rows, multipliers = sifted_multipliers(cone, sizes, centre, weight * angle, enough - fixed)
         projection = centre + multipliers @ cone[rows]
-        norm, margin = float(np.linalg.norm(projection)), fixed + float(multipliers @ opening[rows])
+        norm, margin = float(np.linalg.norm(projection)), fixed + angle * float(multipliers @ sizes[rows])
         if weight == 1.0:
             direction = projection / norm if norm > RESIDUE * length else np.zeros(len(centre))
         upper = min(upper, norm + margin)
@@ -86,28 +88,28 @@ def _price_cone(basis: FloatArray, v: FloatArray, cone: FloatArray, centre: Floa
     return _evaluated(basis, v, direction, upper)
 
 
-def sifted_multipliers(cone: FloatArray, centre: FloatArray, opening: FloatArray, enough: float) -> tuple[IntArray, FloatArray]:
-    """The rows that count for `cone_multipliers` of a cone of many rows, and their multipliers, both (k,).
+def sifted_multipliers(cone: FloatArray, sizes: FloatArray, centre: FloatArray, angle: float, enough: float) -> tuple[IntArray, FloatArray]:
+    """The rows that count for `cone_multipliers` of a cone of many rows, and their multipliers, both (k,); sizes (n,) are their norms.
 
     They are looked for among few rows at a time: those that had a part in the last projection, and up to p that are violated most.
-    Every stage is a valid bound, and the first with ||c + A^T l|| + opening^T l of at most `enough` is the last.
+    Every stage is a valid bound, and the first with ||c + A^T l|| + angle sizes^T l of at most `enough` is the last. All rows are
+    read once a stage.
     """
     rows, multipliers = np.zeros(0, dtype=np.int64), np.zeros(0)
     most, scale = cone.shape[1], float(np.linalg.norm(centre))
-    sizes = np.linalg.norm(cone, axis=1)
     for _ in range(SIFTINGS):
-        projection, drag = centre + multipliers @ cone[rows], float(multipliers @ opening[rows])
+        projection, drag = centre + multipliers @ cone[rows], angle * float(multipliers @ sizes[rows])
         if float(np.linalg.norm(projection)) + drag <= enough:
             break
-        slack = cone @ projection + drag * opening
+        slack = cone @ projection
         slack[rows] = 0.0
-        worse = np.flatnonzero(slack < -1e-12 * scale * sizes)
+        worse = np.flatnonzero(slack < -(1e-12 * scale + angle * drag) * sizes)
         if not len(worse):
             break
         if len(worse) > most:
             worse = worse[np.argpartition(slack[worse] / sizes[worse], most)[:most]]
         tried = np.concatenate([rows, worse])
-        found = cone_multipliers(cone[tried], centre, opening[tried])
+        found = cone_multipliers(cone[tried], centre, angle * sizes[tried])
         rows, multipliers = tried[found > 0], found[found > 0]
     return rows, multipliers
 

@@ -152,20 +152,20 @@ class Run:
         """A new descent, on what the arrangements are worth, without those that can carry no weight."""
         if self.screens():
             left = self.possible()
-            self.take(self.kept[left])
-            self.weights, worths = self.weights[left], worths[left]
+            self.go_on_with(self.whole.take(self.kept[left]), self.kept[left], self.weights[left])
+            worths = worths[left]
         self.descent = self.descend(self.choose(worths), width)
 
-    def take(self, kept: torch.Tensor) -> None:
-        """The program of those arrangements of the whole one."""
-        self.program, self.kept = self.whole.take(kept), kept
-        self.gates = self.tensor(self.program.gates)
+    def go_on_with(self, program: GatedProgram, kept: torch.Tensor, weights: torch.Tensor) -> None:
+        """Another part of the whole program; all at once, so that an interrupt finds them in step."""
+        gates = self.tensor(program.gates)
+        self.program, self.kept, self.gates, self.weights = program, kept, gates, weights
 
     def widen(self) -> None:
         """Back to the whole program: its bound rests on no screening."""
         weights = self.weights.new_zeros((len(self.whole.gates), *self.weights.shape[1:]))
         weights[self.kept] = self.weights
-        self.program, self.weights, self.gates = self.whole, weights, self.tensor(self.whole.gates)
+        self.go_on_with(self.whole, self.tensor(range(len(weights))), weights)
         self.bound, self.may_screen = -np.inf, False
         worths = self.look_at(self.dual)
         if self.gap > self.settings.tolerance:
@@ -227,7 +227,9 @@ class Run:
         self.reached, self.stalled = best, waited > PATIENCE
 
     def collect(self) -> None:
-        """Bring the weights of the working set home."""
+        """Bring the weights of the working set home, unless they are, as a descent on another part of the program is about to begin."""
+        if self.descent.program is not self.program:
+            return
         self.weights = self.weights.clone()
         self.weights[self.descent.chosen] = self.descent.state.weights.double()
 
@@ -282,9 +284,9 @@ class Run:
         if state is None:
             return None
         self.dtype = torch.float64 if state["wide"] else torch.float32
-        if len(state["kept"]) < len(self.whole.gates):
-            self.take(self.tensor(state["kept"]))
-        self.weights = self.tensor(state["weights"])
+        kept = self.tensor(state["kept"])
+        part = self.whole.take(kept) if len(kept) < self.whole.total else self.whole
+        self.go_on_with(part, kept, self.tensor(state["weights"]))
         self.dual, self.objective, self.bound = state["dual"], float(state["objective"]), float(state["bound"])
         self.iterations, self.before = int(state["iterations"]), float(state["seconds"])
         return {name.removeprefix("method_"): value for name, value in state.items() if name.startswith("method_")}

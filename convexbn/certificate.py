@@ -165,11 +165,11 @@ def certify_on(
     candidates = [-loss.gradient(network.on(data).predict(data), targets)]
     if dual is not None:
         candidates += _usable(dual, targets)
-    judge = Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, min(1.0, seconds))
+    judge = Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, seconds)
     with few_threads(whitening.basis.size):
         found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
         if arrangements is None and known_price(whitening.basis, network.pooling.spread(found.v)) is None:
-            found = judge.tightened(found, objective, seconds)
+            found = judge.tightened(found, objective)
     estimate = min(objective, judge.best_estimate)
     return Certificate(objective, found.proved, evidence, scope, found.price.upper, found.dual, max(found.proved, estimate))
 

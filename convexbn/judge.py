@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from convexbn.losses import Loss
 from convexbn.network import Network
 from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
-from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining, bound_by_products
+from convexbn.pricing.moments import MomentTraining, fits
+from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining
 from convexbn.pricing.outputs import OUTPUTS
 from convexbn.threads import LARGE
 from convexbn.validation import FloatArray
@@ -27,8 +29,10 @@ FEW_COLUMNS = 4  # boxes end there before the relaxation has begun
 HOPELESS_GAP = 0.1  # with many columns, for a better dual point
 TREE_GAP = 0.01  # with many columns; beyond it products of samples win more than splitting the sphere
 DUAL_STEPS = (100, 400)
+HALVES = (2, 3)  # half the degree of moments
 IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
-AT_LEAST = 1.0  # seconds for a better dual point and its price
+FIRST = 0.25  # of the time, at most, for the price of each candidate
+SHORT = 1.0  # and no more seconds than that with several outputs, where other proofs win more
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,23 @@ class Bound:
     v: FloatArray
     dual: FloatArray
     price: Price
+
+
+class Training(Protocol):
+    """The training problem in a relaxed form, with a dual point that gets better and the proof of its price."""
+
+    @property
+    def dual(self) -> FloatArray:
+        """V, of the shape of y."""
+        ...
+
+    def advance(self, deadline: float) -> None:
+        """Some iterations."""
+        ...
+
+    def price(self, v: FloatArray) -> float:
+        """An upper bound on h(v)."""
+        ...
 
 
 class Judge:
@@ -53,9 +74,10 @@ class Judge:
         arrangements: Arrangements | None,
         network: Network,
         data: npt.ArrayLike,
-        patience: float,
+        seconds: float,
     ) -> None:
-        self.patience = patience
+        self.deadline = time.perf_counter() + seconds
+        self.patience = FIRST * seconds if y.ndim == 1 else min(SHORT, FIRST * seconds)
         self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
         self.pooling, self.activations = network.pooling, network.activations(data)
         self.neurons = basis.T @ network.hidden(data), network.outputs
@@ -79,72 +101,98 @@ class Judge:
         scale, proved = best_scale(dual_values(self.loss, self.y, v), self.beta, price.upper)
         return Bound(proved, v, scale * v, price)
 
-    def tightened(self, found: Bound, objective: float, seconds: float) -> Bound:
+    @property
+    def left(self) -> float:
+        """Seconds, not below 0."""
+        return max(0.0, self.deadline - time.perf_counter())
+
+    def tightened(self, found: Bound, objective: float) -> Bound:
         """The best bound after better dual points for the relaxation, and after branch and bound where that isn't enough.
 
-        Descent for the dual point is noisy, as the relaxation is not smooth: more steps from the best point so far, twice. What
-        wins most comes next, by the number of outputs, of columns and the gap.
+        What wins most comes first, by the number of outputs, of columns and the gap.
         """
-        deadline = time.perf_counter() + seconds
         several, many = self.y.ndim > 1, self.basis.shape[1] > BOX_COLUMNS
         few = not several and self.basis.shape[1] <= FEW_COLUMNS and self.basis.size < LARGE
+        lifts = many and not several and self.pooling.patches == 1 and fits(len(self.basis), self.basis.shape[1], HALVES[0])
         if few:
-            found = max(found, self._by_search(found, seconds), key=lambda bound: bound.proved)
+            found = max(found, self._by_search(found), key=lambda bound: bound.proved)
             if objective - found.proved <= PROOF_GAP * objective:
                 return found
         if several:
-            found = self._by_products(found, objective, deadline)
+            found = self._by_products(found, objective)
             if self.y.shape[1] > OUTPUTS or objective - found.proved <= PROOF_GAP * objective:
                 return found
-        for steps in DUAL_STEPS:
-            better = self._better_dual(found, steps, max(AT_LEAST, deadline - time.perf_counter()))
-            found = max(found, better, key=lambda bound: bound.proved)
-            gap = objective - found.proved
-            if gap <= PROOF_GAP * objective or time.perf_counter() >= deadline:
-                return found
-            if many and gap > HOPELESS_GAP * objective:
-                break
-        if several or few or self.basis.size >= LARGE:
+        if lifts:
+            found = self._by_moments(found, objective)
+        else:
+            found = self._by_dual_points(found, objective, hopeless=HOPELESS_GAP if many else 1.0)
+        gap = objective - found.proved
+        if gap <= PROOF_GAP * objective or several or few or self.basis.size >= LARGE:
             return found
         if many and gap > TREE_GAP * objective:
-            return self._by_products(found, objective, deadline)
-        return max(found, self._by_search(found, deadline - time.perf_counter()), key=lambda bound: bound.proved)
+            return found if lifts else self._by_products(found, objective)
+        return max(found, self._by_search(found), key=lambda bound: bound.proved)
 
-    def _better_dual(self, found: Bound, steps: int, seconds: float) -> Bound:
+    def _by_dual_points(self, found: Bound, objective: float, *, hopeless: float) -> Bound:
+        """The best bound after better dual points: descent is noisy, so more steps from the best point so far, twice."""
+        for steps in DUAL_STEPS:
+            if self.left == 0.0:
+                break
+            found = max(found, self._better_dual(found, steps), key=lambda bound: bound.proved)
+            gap = objective - found.proved
+            if gap <= PROOF_GAP * objective or gap > hopeless * objective:
+                break
+        return found
+
+    def _better_dual(self, found: Bound, steps: int) -> Bound:
         """The bound of a point that the relaxation likes better, half of the time for the point and half for its price."""
         directions, outputs = found.price.directions, found.price.outputs
         problem = self.basis, self.y, self.loss, self.beta
-        v = improve_dual(*problem, found.dual, directions, outputs, self.mass, pooling=self.pooling, steps=steps, seconds=0.5 * seconds)
-        return self.scaled(v, price_everywhere(self.basis, self.pooling.spread(v), seconds=0.5 * seconds))
+        v = improve_dual(*problem, found.dual, directions, outputs, self.mass, pooling=self.pooling, steps=steps, seconds=0.5 * self.left)
+        return self.scaled(v, price_everywhere(self.basis, self.pooling.spread(v), seconds=self.left))
 
-    def _by_products(self, found: Bound, objective: float, deadline: float) -> Bound:
-        """The best bound of the training problem relaxed to doubly nonnegative matrices, as long as it gets better by percents."""
-        if len(self.basis) > SAMPLES or self.pooling.patches > 1:
+    def _by_products(self, found: Bound, objective: float) -> Bound:
+        """The best bound of the training problem relaxed to doubly nonnegative matrices."""
+        if len(self.basis) > SAMPLES or self.pooling.patches > 1 or self.left == 0.0:
             return found
         directions, outputs = self.neurons
         training = RelaxedTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs)
+        return self._by_training(training, found, objective)
+
+    def _by_moments(self, found: Bound, objective: float) -> Bound:
+        """The best bound of the training problem relaxed to moments of degree 4, then 6, for few columns."""
+        directions, outputs = self.neurons
+        for half in HALVES:
+            if objective - found.proved > PROOF_GAP * objective and self.left > 0.0 and fits(len(self.basis), self.basis.shape[1], half):
+                neurons = directions.T, outputs.reshape(len(outputs))
+                training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=half)
+                found = self._by_training(training, found, objective)
+        return found
+
+    def _by_training(self, training: Training, found: Bound, objective: float) -> Bound:
+        """The best bound on the way, as long as the gap gets smaller by percents."""
         idle, best = 0, -np.inf
-        while idle < PATIENCE and time.perf_counter() < deadline and objective - found.proved > PROOF_GAP * objective:
-            training.advance(deadline)
+        while idle < PATIENCE and self.left > 0.0 and objective - found.proved > PROOF_GAP * objective:
+            training.advance(self.deadline)
             v = -self.loss.project(-training.dual, self.y)
-            better = self.scaled(v, replace(found.price, lower=0.0, upper=bound_by_products(self.basis, v, training.multipliers)))
+            better = self.scaled(v, replace(found.price, lower=0.0, upper=training.price(v)))
             idle = 0 if better.proved - best > IDLE * (objective - better.proved) else idle + 1
             best = max(best, better.proved)
             found = max(found, better, key=lambda bound: bound.proved)
         return found
 
-    def _by_search(self, found: Bound, seconds: float) -> Bound:
+    def _by_search(self, found: Bound) -> Bound:
         """Branch and bound: on boxes at the point with the best estimate, or, for more columns, on the sphere at the best bound."""
         assert self.best is not None
         if self.basis.shape[1] <= BOX_COLUMNS:
             v, price = self.best
             rows = self.pooling.spread(v)
-            search = partial(bound_by_boxes, self.basis, lower=price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
+            search = partial(bound_by_boxes, self.basis, lower=price.lower, tolerance=0.5 * PROOF_GAP, seconds=self.left)
             with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
                 return self.scaled(v, replace(price, upper=max(threads.map(search, (rows, -rows)))))
         v, price = found.v, found.price
         rows = self.pooling.spread(v)
-        upper = bound_by_tree(self.basis, rows, price.directions, price.outputs, price.lower, tolerance=0.5 * PROOF_GAP, seconds=seconds)
+        upper = bound_by_tree(self.basis, rows, price, tolerance=0.5 * PROOF_GAP, seconds=self.left)
         return self.scaled(v, replace(price, upper=upper))
 
     def _own(self, v: FloatArray) -> float:

@@ -28,7 +28,7 @@ def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def by_tree(basis: np.ndarray, v: np.ndarray, price: Price, *, tolerance: float = TOLERANCE, seconds: float = 20.0) -> float:
     """The tree's bound from the neurons of a price of both signs."""
-    return bound_by_tree(basis, v, price.directions, price.outputs, price.lower, tolerance=tolerance, seconds=seconds)
+    return bound_by_tree(basis, v, price, tolerance=tolerance, seconds=seconds)
 
 
 def loose_case() -> tuple[np.ndarray, np.ndarray, Price]:
@@ -148,7 +148,7 @@ def test_regions_are_split_where_the_density_is_spread() -> None:
     basis, v, price = loose_case()
     whole = Region.whole(basis.shape[1])
     x = Relaxation(basis, whole).start(price.directions[0])
-    node = module._bounded(basis, price.outputs[0, 0] * v, whole, x, price.lower, price.lower, np.inf, 0)
+    node = module._bounded(basis, price.outputs[0, 0] * v, whole, x, module._Aim(price.lower, price.lower, np.inf), np.inf, 0)
     density = Relaxation(basis, whole).smoothed(node.v, node.x, module.SPLITTING * price.lower).density
     mean = density[1:, 0] / density[0, 0]
     variance = density[1:, 1:] / density[0, 0] - np.outer(mean, mean)

@@ -10,7 +10,7 @@ import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Pooling
-from convexbn.pricing.relaxation import TEMPERATURES, Relaxation
+from convexbn.pricing.relaxation import TEMPERATURES, Relaxation, stop_at
 from convexbn.threads import side_by_side
 from convexbn.validation import FloatArray
 
@@ -96,14 +96,10 @@ def improve_dual(
         deadline = begun + seconds
         descend(TEMPERATURES[0], point)
         steps = int(np.clip(seconds / (len(TEMPERATURES) * EVALUATIONS * (time.perf_counter() - begun)), 1, steps))
-
-        def stop_late(xk: FloatArray) -> None:
-            if time.perf_counter() > deadline:
-                raise StopIteration
-
+        options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-13}
         for temperature in TEMPERATURES:
-            options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-13}
-            point = minimize(
-                partial(descend, temperature), point, method="L-BFGS-B", jac=True, bounds=box, options=options, callback=stop_late
-            ).x
+            if time.perf_counter() > deadline:
+                break
+            smooth = partial(descend, temperature)
+            point = minimize(smooth, point, method="L-BFGS-B", jac=True, bounds=box, options=options, callback=stop_at(deadline)).x
     return -loss.project(-beta * point[:size].reshape(y.shape), y)

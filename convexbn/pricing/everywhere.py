@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from convexbn.validation import FloatArray
 CLIMBS = 16  # of each sign, from random starts; none for a large basis, where each is a least squares problem with all samples
 DISTINCT = 0.9  # the largest cosine of two output directions that count as different
 NEURONS = 16  # with several outputs
+SEARCHED = 200_000  # entries of a basis from which the local search makes fewer starts
 
 
 def price_everywhere(
@@ -28,10 +30,10 @@ def price_everywhere(
     basis : (n, r+1) U'
     v : (n,) the dual point V, or (n, C) for several outputs
     starts, generations, seed : of the local search; for a large basis fewer, down to 16 and 1
-    seconds : for the proof with several outputs
+    seconds : for the proof, which holds whenever it ends; the search is not cut short, so that what it finds depends on no clock
     """
     columns = v.reshape(len(v), -1)
-    effort = min(1.0, LARGE / basis.size)
+    effort = min(1.0, SEARCHED / basis.size)
     starts, generations = max(min(starts, 16), int(effort * starts)), max(1, int(effort * generations))
     directions, _ = local_search(basis, columns, random_directions(starts, basis.shape[1], (seed,)))
     if basis.size < LARGE:
@@ -39,17 +41,18 @@ def price_everywhere(
     directions, _ = evolve(basis, columns, directions, seed=(seed,), children=starts, generations=generations)
     if v.ndim == 1:
         price = _of_both_signs(basis, v, directions)
-        upper = bound_by_relaxation(basis, v, price.directions, price.outputs)
+        upper = bound_by_relaxation(basis, v, price.directions, price.outputs, seconds=seconds)
         return replace(price, upper=max(upper, price.lower))
     price = _of_all_outputs(basis, v, directions)
     return bound_over_outputs(basis, v, price.directions, price.outputs, price.lower, seconds=seconds)
 
 
-def bound_by_relaxation(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray) -> float:
+def bound_by_relaxation(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray, *, seconds: float = np.inf) -> float:
     """A proved upper bound on h(V), V of shape (n,): the larger of the relaxations of V and -V, from a good neuron of each sign."""
     relaxation = Relaxation(basis)
+    share = 1.0 if basis.size >= LARGE else 1.0 / len(outputs)  # side by side, or one after the other
     with side_by_side(basis.size) as each:
-        return float(max(each(relaxation.bound, outputs[:, :1] * v, directions)))
+        return float(max(each(partial(relaxation.bound, seconds=share * seconds), outputs[:, :1] * v, directions)))
 
 
 def _climbed(basis: FloatArray, v: FloatArray, directions: FloatArray) -> FloatArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexbn.pricing.cells import cone_multipliers
+from convexbn.pricing.cells import sifted_multipliers
 from convexbn.validation import FloatArray
 
 
@@ -118,14 +118,14 @@ def climb(basis: FloatArray, v: FloatArray, direction: FloatArray, *, cells: int
         pull = v @ (values / (np.linalg.norm(values) or 1.0))
         cone = np.where(active, 1.0, -1.0)[:, None] * basis
         centre = basis.T @ (active * pull)
-        multipliers = cone_multipliers(cone, centre)
-        top = normalised((centre + cone.T @ multipliers)[None])[0]
+        rows, multipliers = sifted_multipliers(cone, centre, np.zeros(len(cone)), 0.0)
+        top = normalised((centre + multipliers @ cone[rows])[None])[0]
         if np.linalg.norm(worth(top)) > np.linalg.norm(worth(best)):
             best = top
-        gain = np.where(multipliers > 0, multipliers + pull, 0.0)
-        crossed = int(np.argmax(gain))
-        if gain[crossed] <= 1e-9 * np.linalg.norm(pull):
+        gain = multipliers + pull[rows]
+        if np.max(gain, initial=0.0) <= 1e-9 * np.linalg.norm(pull):
             break
+        crossed = rows[np.argmax(gain)]
         active = active.copy()
         active[crossed] = ~active[crossed]
     return best

@@ -105,6 +105,10 @@ class RelaxedTraining:
         """(3, n, n) the G of `bound_by_products`: by Schur's complement of the block ww, whose multiplier is beta / 2."""
         return np.asarray(2.0 * self.unit**2 * self.method.step * self.method.beta * self.method.slack)
 
+    def price(self, v: FloatArray) -> float:
+        """A proved upper bound on h(v), v best `dual`, by the present multipliers."""
+        return bound_by_products(self.method.basis, v, self.multipliers)
+
 
 class _Multipliers:
     """The method of multipliers for the relaxed training problem.

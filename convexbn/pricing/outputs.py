@@ -59,10 +59,10 @@ def bound_over_outputs(
     if lower <= 0.0 or v.shape[1] > OUTPUTS:
         return Price(max(lower, trivial), lower, directions, outputs)
     deadline = time.perf_counter() + seconds
-    cuts = _Cuts(basis, v, directions, (1.0 + tolerance) * lower)
+    cuts = _Cuts(basis, v, directions, (1.0 + tolerance) * lower, deadline)
     identity = np.eye(v.shape[1])
     for w in np.concatenate([identity, -identity, -np.ones((1, v.shape[1])) / np.sqrt(v.shape[1])]):
-        cuts.add(w, quick=time.perf_counter() > deadline)
+        cuts.add(w)
     wanted = list(outputs)
     upper = trivial
     while True:
@@ -78,7 +78,8 @@ def bound_over_outputs(
         units = normalised(corners[furthest])
         new = [units[j] for j in distinct(units, norms[furthest], cosine=DISTINCT, most=SEVERAL)]
         for w in wanted[:SEVERAL] or new:
-            cuts.add(w)
+            if time.perf_counter() < deadline:
+                cuts.add(w)
         wanted = wanted[SEVERAL:]
     return Price(max(upper, lower), lower, *cuts.hottest(lower))
 
@@ -86,8 +87,8 @@ def bound_over_outputs(
 class _Cuts:
     """Half-spaces w_k^T y <= R_k around Y, with the neuron found for each."""
 
-    def __init__(self, basis: FloatArray, v: FloatArray, directions: FloatArray, goal: float) -> None:
-        self.basis, self.v, self.goal = basis, v, goal
+    def __init__(self, basis: FloatArray, v: FloatArray, directions: FloatArray, goal: float, deadline: float) -> None:
+        self.basis, self.v, self.goal, self.deadline = basis, v, goal, deadline
         self.pool = directions
         self.relaxation = Relaxation(basis)
         self.joggle = np.random.default_rng(0)
@@ -95,20 +96,20 @@ class _Cuts:
         self.heights: list[float] = []
         self.directions: list[FloatArray] = []
 
-    def add(self, w: FloatArray, *, quick: bool = False) -> None:
-        """Cut at the relaxation's bound on w^T y; with `quick` at ||(V w)_+||, which costs nothing, as ||(U's)_+|| <= 1."""
+    def add(self, w: FloatArray) -> None:
+        """Cut at the relaxation's bound on w^T y, and past the deadline at ||(V w)_+||, which costs nothing, as ||(U's)_+|| <= 1."""
         column = self.v @ w
         worths = np.maximum(self.basis @ self.pool.T, 0.0).T @ column
         found, values = local_search(self.basis, column[:, None], self.pool[np.argsort(-worths)[:4]])
         direction = found[int(np.argmax(values))]
         if not np.any(np.all(self.pool == direction, axis=1)):
             self.pool = np.concatenate([self.pool, direction[None]])
-        simple = float(np.linalg.norm(np.maximum(column, 0.0))) * (1.0 + 1e-12)
-        height = simple if quick else min(simple, self.relaxation.bound(column, direction, enough=self.goal))
-        worth = float(np.max(values))
-        if not quick and height > self.goal and self.basis.shape[1] <= BOX_COLUMNS:
+        height = self.relaxation.bound(column, direction, enough=self.goal, seconds=self.deadline - time.perf_counter())
+        worth, left = float(np.max(values)), self.deadline - time.perf_counter()
+        if left > 0 and height > self.goal and self.basis.shape[1] <= BOX_COLUMNS:
             tolerance = max(0.0, 0.9 * (self.goal / worth - 1.0)) if worth > 0 else 0.0
-            height = min(height, bound_by_boxes(self.basis, column, worth, tolerance=tolerance, seconds=BOX_SECONDS))
+            seconds = min(left, BOX_SECONDS)
+            height = min(height, bound_by_boxes(self.basis, column, worth, tolerance=tolerance, seconds=seconds))
         raised = max(height, FLATTEST * self.goal) * (1.0 + JOGGLE * self.joggle.random())
         self.outputs.append(w)
         self.heights.append(raised)

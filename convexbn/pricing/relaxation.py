@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,6 +20,16 @@ TEMPERATURES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 STEPS, STEPS_OF_LARGE = 60, 30  # of descent at each
 WORTHWHILE = 0.01  # for a large basis the next temperature has to promise more
 ROWS = 4_096  # of a basis at a time, which stay in the cache between the two products that read them
+
+
+def stop_at(deadline: float) -> Any:
+    """A callback that ends a minimisation by scipy where `time.perf_counter` is past the deadline, with the best point so far."""
+
+    def stop(xk: FloatArray) -> None:
+        if time.perf_counter() > deadline:
+            raise StopIteration
+
+    return stop
 
 
 class SmoothBound(NamedTuple):
@@ -100,43 +111,50 @@ class Relaxation:
     basis: FloatArray
     region: Region | None = None
 
-    def bound(self, v: FloatArray, direction: FloatArray, *, steps: int | None = None, enough: float = 0.0) -> float:
+    def bound(
+        self, v: FloatArray, direction: FloatArray, *, steps: int | None = None, enough: float = 0.0, seconds: float = np.inf
+    ) -> float:
         """The bound that descent from the multipliers of a good `direction` (r+1,) reaches for v (n,), rounding included.
 
         The direction, best a local maximiser of v^T (U's)_+, makes the bound tight sooner; any gives a valid bound. Descent ends
         where the bound is at most `enough`, or no more than 1e-5 above what the direction attains, or after `steps` at each
-        temperature, by default 60; for a large basis 30, and only as long as they gain a percent.
+        temperature, by default 60; for a large basis 30, and only as long as they gain a percent; or after so many
+        `seconds`. Never above ||(v)_+||, as ||(U's)_+|| <= 1.
         """
+        deadline = time.perf_counter() + seconds
         size = float(np.max(np.abs(v), initial=0.0))
         if size == 0.0:
             return 0.0
         unit = float(np.ldexp(1.0, np.frexp(size)[1]))  # multipliers have units: descent goes the same way in every unit of v
         steps = steps or (STEPS_OF_LARGE if self.basis.size >= LARGE else STEPS)
-        return unit * self._bound_of_unit_size(v / unit, direction, steps, enough / unit)
+        return unit * self._bound_of_unit_size(v / unit, direction, steps, enough / unit, deadline)
 
-    def _bound_of_unit_size(self, v: FloatArray, direction: FloatArray, steps: int, enough: float) -> float:
+    def _bound_of_unit_size(self, v: FloatArray, direction: FloatArray, steps: int, enough: float, deadline: float) -> float:
         worth = float(v @ np.maximum(self.basis @ direction, 0.0))
         scale = worth if worth > 0 else float(np.linalg.norm(v))
         x = self.start(direction)
         best = np.inf
         for temperature in TEMPERATURES:
-            x = self.descend(v, x, temperature, scale, steps)
+            if time.perf_counter() > deadline:
+                break
+            x = self.descend(v, x, temperature, scale, steps, deadline)
             before, best = best, min(best, self.value(v, x))
             slow = self.basis.size >= LARGE and before - best < WORTHWHILE * best
             if slow or best <= max(enough, scale * (1.0 + 1e-5)):
                 break
-        return max(0.0, best)
+        return max(0.0, min(best, float(np.linalg.norm(np.maximum(v, 0.0))) * (1.0 + 1e-12)))
 
-    def descend(self, v: FloatArray, x: FloatArray, temperature: float, scale: float, steps: int) -> FloatArray:
+    def descend(self, v: FloatArray, x: FloatArray, temperature: float, scale: float, steps: int, deadline: float = np.inf) -> FloatArray:
         """Better multipliers by L-BFGS on the bound smoothed at `temperature` times `scale`, a number of the size of the bound."""
         from scipy.optimize import minimize
 
         def objective(x: FloatArray) -> tuple[float, FloatArray]:
-            found = self.smoothed(v, x, temperature * scale)
-            return found.value, found.by_x
+            smooth = self.smoothed(v, x, temperature * scale)
+            return smooth.value, smooth.by_x
 
         options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-12}
-        better: FloatArray = minimize(objective, x, method="L-BFGS-B", jac=True, bounds=self.limits, options=options).x
+        found = minimize(objective, x, method="L-BFGS-B", jac=True, bounds=self.limits, options=options, callback=stop_at(deadline))
+        better: FloatArray = found.x
         return better
 
     def start(self, direction: FloatArray) -> FloatArray:

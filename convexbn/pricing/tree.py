@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from convexbn.pricing.cells import Price
 from convexbn.pricing.relaxation import TEMPERATURES, Region, Relaxation
 from convexbn.validation import FloatArray
 
@@ -27,10 +28,17 @@ class _Node:
     x: FloatArray = field(compare=False)
 
 
-def bound_by_tree(
-    basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray, lower: float, *, tolerance: float, seconds: float
-) -> float:
-    """A proved upper bound on h(V), V of shape (n,), at most (1 + tolerance) `lower` if the time suffices.
+@dataclass(frozen=True)
+class _Aim:
+    """A value that is attained, the bound that is wanted, and when to stop."""
+
+    attained: float
+    goal: float
+    deadline: float
+
+
+def bound_by_tree(basis: FloatArray, v: FloatArray, price: Price, *, tolerance: float, seconds: float) -> float:
+    """A proved upper bound on h(V), V of shape (n,), at most (1 + tolerance) `price.lower` if the time suffices.
 
     Regions of the sphere are bounded by the relaxation, whose cuts and ranges tighten as they shrink. The worst region is split
     first, across the direction in which the relaxation's optimum is spread most: there it mixes neurons that a split separates.
@@ -40,56 +48,51 @@ def bound_by_tree(
     ----------
     basis : (n, r+1) U'
     v : (n,) the dual point V
-    directions, outputs : (K, r+1) and (K, 1) a good neuron of each sign, whose multipliers begin
-    lower : a value that is attained
+    price : what is known of h(V), with a good neuron of each sign, whose multipliers begin
     tolerance, seconds : when to stop
     """
     size = float(np.max(np.abs(v), initial=0.0))
     trivial = float(np.linalg.norm(v)) * (1.0 + 1e-12)
-    if size == 0.0 or lower <= 0.0:
+    if size == 0.0 or price.lower <= 0.0:
         return trivial
     unit = float(np.ldexp(1.0, np.frexp(size)[1]))
-    return min(trivial, unit * _search(basis, v / unit, directions, outputs, lower / unit, tolerance, seconds))
+    lower = price.lower / unit
+    aim = _Aim(lower, (1.0 + tolerance) * lower, time.perf_counter() + seconds)
+    return min(trivial, price.upper, unit * _search(basis, v / unit, price.directions, price.outputs, aim))
 
 
-def _search(
-    basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray, lower: float, tolerance: float, seconds: float
-) -> float:
+def _search(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray, aim: _Aim) -> float:
     """The same for V of unit size: multipliers have units, and descent goes the same way in every one so."""
-    deadline = time.perf_counter() + seconds
-    goal = (1.0 + tolerance) * lower
     whole = Region.whole(basis.shape[1])
     roots = [(w * v, Relaxation(basis, whole).start(direction)) for w, direction in zip(outputs[:, 0], directions, strict=True)]
-    heap = [_bounded(basis, side, whole, x, lower, goal, np.inf, number) for number, (side, x) in enumerate(roots)]
+    heap = [_bounded(basis, side, whole, x, aim, np.inf, number) for number, (side, x) in enumerate(roots)]
     heapq.heapify(heap)
     done, count = 0.0, len(heap)
-    while heap and time.perf_counter() < deadline:
+    while heap and time.perf_counter() < aim.deadline:
         if len(heap) * heap[0].x.nbytes > MEMORY:  # the newest to the front, whatever its bound
             newest = max(range(len(heap)), key=lambda place: heap[place].number)
             heap[0], heap[newest] = heap[newest], heap[0]
         node = heapq.heappop(heap)
-        for region in _parts(basis, node, lower):
-            child = _bounded(basis, node.v, region, node.x, lower, goal, -node.key, count)
+        for region in _parts(basis, node, aim.attained):
+            child = _bounded(basis, node.v, region, node.x, aim, -node.key, count)
             count += 1
-            if -child.key <= goal:
+            if -child.key <= aim.goal:
                 done = max(done, -child.key)
             else:
                 heapq.heappush(heap, child)
     return max(done, *(-node.key for node in heap), 0.0)
 
 
-def _bounded(
-    basis: FloatArray, v: FloatArray, region: Region, x: FloatArray, scale: float, goal: float, bound: float, number: int
-) -> _Node:
+def _bounded(basis: FloatArray, v: FloatArray, region: Region, x: FloatArray, aim: _Aim, bound: float, number: int) -> _Node:
     """The region with its own bound, which is never above that of the region it is part of."""
     relaxation = Relaxation(basis, region)
     limits = relaxation.limits
     x = np.clip(np.append(x, np.zeros(len(limits.lb) - len(x))), limits.lb, limits.ub)
     stages = STAGES if np.isfinite(bound) else tuple((temperature, 60) for temperature in TEMPERATURES)
     for temperature, steps in stages:
-        x = relaxation.descend(v, x, temperature, scale, steps)
+        x = relaxation.descend(v, x, temperature, aim.attained, steps, aim.deadline)
         bound = min(bound, relaxation.value(v, x))
-        if bound <= goal:
+        if bound <= aim.goal or time.perf_counter() > aim.deadline:
             break
     return _Node(-bound, number, v, region, x)
 

@@ -20,7 +20,7 @@ from convexbn.pricing import dual_point, everywhere, outputs, relaxation
 SEVERAL: tuple[Loss, ...] = (*LOSSES, Softmax())
 KINDS_OF_DUAL = ("zero", "random", "wrong sign", "stretched", "huge", "tiny", "one entry")
 SIZES = ((4, 3), (3, 2, 2), (1, 6))
-QUICK = SlidingFrankWolfe(tolerance=1e-4, seconds=1.0)
+QUICK = SlidingFrankWolfe(tolerance=1e-4, rounds=7)
 each_loss = pytest.mark.parametrize("loss", SEVERAL, ids=lambda loss: loss.name)
 
 

@@ -100,10 +100,10 @@ def certify(
     Weak duality: with h(V) = max over ||s|| <= 1 of ||V^T (U's)_+||, every t V with t h(V) <= beta has -L*(-t V) <= optimum. V is
     minus the gradient of the loss at the network's outputs, t the best admissible scale. Over all arrangements h(V) is known
     at rank n - 1 and where they are listed, and else bounded from above by a relaxation, for which a better V is looked for as
-    well, and by branch and bound, on boxes for up to 7 features; for several outputs the whole training problem is relaxed to doubly
-    nonnegative matrices, up to 2500 samples: the bound is proved, and less tight for small beta. Over a sample, to
-    which the network's own neurons are added, it is proved for the sampled program and says nothing about networks outside of
-    it.
+    well, and by branch and bound, on boxes for up to 7 features; for some ten features the whole training problem is relaxed to
+    moments of degree 4 and 6, for several outputs to doubly nonnegative matrices, up to 2500 samples: the bound is proved, and less
+    tight for small beta. Over a sample, to which the network's own neurons are added, it is proved for the sampled program and says
+    nothing about networks outside of it.
 
     Parameters
     ----------
@@ -115,8 +115,8 @@ def certify(
     dual : of the shape of y; another candidate for V, for losses with kinks whose gradient says little; it is checked, not believed
     rank : None for networks that read all of X; else the bound holds for networks that read only its leading principal directions,
         as in `fit_convex_bn`, and for the given network
-    seconds : for better dual points, branch and bound, and with several outputs the search over them, where the relaxation leaves
-        a relative gap above 1e-3
+    seconds : for the proof over all arrangements, unlisted, as long as its relative gap is above 1e-3. It is valid whenever it
+        ends, and ends in time, give or take one step of what runs; the local search that it begins with is not cut short
 
     Raises
     ------

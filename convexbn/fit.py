@@ -150,8 +150,7 @@ def fit_convex_bn(
         of the centred X, in its own units: see `whiten`. The network runs on X as it is, and its optimality is meant and proved
         among networks that read those directions
     seed : of the sample and of the searches
-    proof_seconds : for better proofs where all arrangements are unlisted and the relaxation leaves a gap above 1e-3: the `seconds`
-        of `certify`
+    proof_seconds : for the proof where all arrangements are unlisted, as long as its gap is above 1e-3: the `seconds` of `certify`
     patch, stride, padding : of the convolution, as `kernel_size`, `stride` and `padding` (with zeros) in PyTorch's Conv2d; one
         number stands for height and width. The memory is that of the basis, n K rows of r+1 numbers, and that of some images' patches
     pooling : "average" or "sum", over the patches of an image

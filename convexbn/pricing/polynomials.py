@@ -185,7 +185,7 @@ class Lifted:
         largest = max(0.0, float(np.linalg.eigvalsh(matrix)[-1]))
         terms = len(self.rows) + matrix.shape[0]
         size = float(np.abs(above).ravel() @ np.linalg.norm(self.rows, axis=1)) + matrix.shape[0] * float(np.linalg.norm(gram))
-        return shift + constant + 2.0 * largest + 16.0 * terms * EPS * (size + abs(constant))
+        return float(shift + constant + 2.0 * largest + 16.0 * terms * EPS * (size + abs(constant)))
 
     def _least(self, polynomials: FloatArray) -> FloatArray:
         """A lower bound (n,) on each polynomial (n, 2k+1) over [0, reach]: the least of its Bernstein coefficients on any piece."""

@@ -11,7 +11,7 @@ import numpy as np
 from convexbn.arrangements import Arrangements
 from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
-from convexbn.pricing.everywhere import bound_by_relaxation, price_everywhere
+from convexbn.pricing.everywhere import affordable, bound_by_relaxation, price_everywhere
 from convexbn.pricing.local import climb, distinct, evolve, local_search, random_directions
 from convexbn.pricing.nonnegative import RelaxedTraining, bound_by_products
 from convexbn.pricing.outputs import bound_over_outputs
@@ -25,6 +25,7 @@ __all__ = [
     "Price",
     "Relaxation",
     "RelaxedTraining",
+    "affordable",
     "bound_by_boxes",
     "bound_by_products",
     "bound_by_relaxation",

@@ -33,8 +33,7 @@ def price_everywhere(
     seconds : for the proof, which holds whenever it ends; the search is not cut short, so that what it finds depends on no clock
     """
     columns = v.reshape(len(v), -1)
-    effort = min(1.0, SEARCHED / basis.size)
-    starts, generations = max(min(starts, 16), int(effort * starts)), max(1, int(effort * generations))
+    starts, generations = affordable(basis, starts), max(1, int(min(1.0, SEARCHED / basis.size) * generations))
     directions, _ = local_search(basis, columns, random_directions(starts, basis.shape[1], (seed,)))
     if basis.size < LARGE:
         directions = np.concatenate([directions, _climbed(basis, v, directions)])
@@ -45,6 +44,11 @@ def price_everywhere(
         return replace(price, upper=max(upper, price.lower))
     price = _of_all_outputs(basis, v, directions)
     return bound_over_outputs(basis, v, price.directions, price.outputs, price.lower, seconds=seconds)
+
+
+def affordable(basis: FloatArray, starts: int) -> int:
+    """So many starts of a local search, or fewer on a large basis, but 16."""
+    return max(min(starts, 16), int(min(1.0, SEARCHED / basis.size) * starts))
 
 
 def bound_by_relaxation(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray, *, seconds: float = np.inf) -> float:

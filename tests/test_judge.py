@@ -1,0 +1,43 @@
+"""The judge: a proof is valid whenever its time is up, and what is tried first is what wins most."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from problems import random_network, several_targets
+
+from convexbn import Network, beta_max, certify, judge
+from convexbn.losses import Squared
+
+
+def problem(outputs: int, features: int) -> tuple[np.ndarray, np.ndarray, Network, float]:
+    """Thirty samples, some network, and half of beta_max."""
+    X = np.random.default_rng(0).standard_normal((30, features))
+    y = several_targets(Squared(), 30, outputs, 1) if outputs > 1 else X[:, 0] + np.abs(X[:, 1])
+    return X, y, random_network(X, 0, outputs=outputs), 0.5 * beta_max(X, y)
+
+
+def forbidden(*arguments: Any, **settings: Any) -> NoReturn:
+    raise AssertionError("this takes time that there isn't")
+
+
+@pytest.mark.parametrize(("outputs", "features"), [(1, 2), (1, 5), (1, 9), (2, 3), (7, 3)])
+def test_without_time_nothing_begins_and_the_bound_holds(outputs: int, features: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y, network, beta = problem(outputs, features)
+    with_time = certify(X, y, network, beta=beta, seconds=2.0)
+    for name in ("improve_dual", "RelaxedTraining", "MomentTraining", "bound_by_tree"):
+        monkeypatch.setattr(judge, name, forbidden)
+    without = certify(X, y, network, beta=beta, seconds=0.0)
+    assert 0.0 <= without.bound <= with_time.bound * (1.0 + 1e-9) <= with_time.objective
+    assert "proved" in str(without)
+
+
+@pytest.mark.parametrize(("outputs", "features", "first"), [(7, 3, "RelaxedTraining"), (1, 9, "MomentTraining"), (1, 7, "improve_dual")])
+def test_what_is_tried_first(outputs: int, features: int, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products for many outputs, moments for some ten columns, better dual points for fewer."""
+    X, y, network, beta = problem(outputs, features)
+    monkeypatch.setattr(judge, first, forbidden)
+    with pytest.raises(AssertionError, match="time"):
+        certify(X, y, network, beta=0.3 * beta, seconds=100.0)

@@ -111,14 +111,14 @@ def climb(basis: FloatArray, v: FloatArray, direction: FloatArray, *, cells: int
         values: FloatArray = v.T @ np.maximum(basis @ s, 0.0)
         return values
 
-    best = direction
+    best, sizes = direction, np.linalg.norm(basis, axis=1)
     active = basis @ best >= 0
     for _ in range(cells):
         values = worth(best)
         pull = v @ (values / (np.linalg.norm(values) or 1.0))
         cone = np.where(active, 1.0, -1.0)[:, None] * basis
         centre = basis.T @ (active * pull)
-        rows, multipliers = sifted_multipliers(cone, centre, np.zeros(len(cone)), 0.0)
+        rows, multipliers = sifted_multipliers(cone, sizes, centre, 0.0, 0.0)
         top = normalised((centre + multipliers @ cone[rows])[None])[0]
         if np.linalg.norm(worth(top)) > np.linalg.norm(worth(best)):
             best = top

@@ -247,6 +247,21 @@ def test_a_network_pruned_on_images_keeps_its_outputs() -> None:
     np.testing.assert_allclose(few.predict(X), many.predict(X), atol=1e-8)
 
 
+def test_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image a block, in whitening, objective, predictions and certificate: all as with all patches at once."""
+    X, y, fit = solved(SQUARED, "average", "overlapping")
+    rows, network = fit.network.patches.rows(X), fit.network
+    monkeypatch.setattr("convexbn.patches.BLOCK", 1)
+    blocks = list(network.blocks(X))
+    assert len(blocks) == len(X)
+    np.testing.assert_array_equal(np.concatenate(blocks), rows)
+    np.testing.assert_allclose(network.predict(X), network.predict(rows), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(network.on(X).norm, network.on(rows).norm, rtol=1e-12)
+    one, other = (certify(data, y, network, beta=fit.program.beta, seconds=0.1) for data in (X, rows))
+    assert one.objective == pytest.approx(other.objective, rel=1e-12)
+    assert one.bound == pytest.approx(other.bound, rel=1e-2)
+
+
 def test_statistics_are_those_of_all_patches_and_scale_with_the_images() -> None:
     X, y, fit = solved(SQUARED, "average", "overlapping")
     other = fit_convex_bn(1e3 * X + 5.0, y, beta=fit.program.beta, solver="sliding", proof_seconds=0.0, **GEOMETRIES["overlapping"])

@@ -52,7 +52,7 @@ def largest(loss: Loss) -> float:
 def solved(loss: Loss, fraction: float = 0.4) -> Fit:
     """The problem above by the sliding solver, at a fraction of beta_max."""
     problem = problem_of(loss)
-    return fit_convex_bn(problem.X, problem.y, loss=loss, beta=fraction * largest(loss), solver=QUICK, proof_seconds=0.5)
+    return fit_convex_bn(problem.X, problem.y, loss=loss, beta=fraction * largest(loss), solver=QUICK, proof_seconds=5.0)
 
 
 def judged(loss: Loss, network: Network, fraction: float = 0.4, dual: np.ndarray | None = None) -> Certificate:
@@ -133,7 +133,7 @@ def test_a_column_of_zeros_is_the_program_of_one_output(loss: Loss) -> None:
     y, wide = problem.y[:, 0], np.column_stack([problem.y[:, 0], np.zeros(9)])
     beta = 0.4 * beta_max(problem.X, y, loss=loss)
     single = fit_convex_bn(problem.X, y, loss=loss, beta=beta, arrangements="all", solver="CLARABEL").certificate
-    double = fit_convex_bn(problem.X, wide, loss=loss, beta=beta, solver=QUICK, proof_seconds=0.5).certificate
+    double = fit_convex_bn(problem.X, wide, loss=loss, beta=beta, solver=QUICK, proof_seconds=5.0).certificate
     assert beta_max(problem.X, wide, loss=loss) == pytest.approx(beta / 0.4, rel=1e-6)
     assert double.objective == pytest.approx(single.objective, rel=1e-4)
     assert double.bound <= single.objective * (1.0 + 1e-9)

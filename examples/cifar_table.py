@@ -51,7 +51,7 @@ def all_rows(many: int) -> list[Row]:
         ),
         Row(
             *(WHOLE, "SGD, squared loss", by_sgd),
-            grid=grid(rate=(0.003, 0.01), decay=(1e-3,)),
+            grid=grid(rate=(0.01, 0.03, 0.1), decay=(1e-3,)),
             shared={**sgd, "loss": "squared"},
         ),
         Row(
@@ -64,8 +64,7 @@ def all_rows(many: int) -> list[Row]:
         ),
         Row(
             *(WHOLE, "convex, gated, truncated, in the time of SGD", gated),
-            grid=grid(loss=("softmax",), rank=(100, 150), fraction=(0.06, 0.1)),
-            shared={**gates, "gates": 400, "iterations": 15, "directions": 1000},
+            shared={**gates, "gates": 400, "iterations": 10, "directions": 1000, "loss": "softmax", "rank": 150, "fraction": 0.06},
             seeds=3,
         ),
     ]

@@ -295,6 +295,12 @@ def test_the_kernel_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
 
 
 @each_method
+def test_there_are_no_more_steps_than_asked_for(method: str):
+    solution = GatedSolver(tolerance=1e-15, iterations=7, method=method).solve(random_program(Squared()))
+    assert (solution.iterations, solution.status) == (7, Status.LIMIT)
+
+
+@each_method
 def test_an_interrupt_returns_what_is_there_with_its_gap(method: str):
     X = np.random.default_rng(8).standard_normal((400, 20))
     whitening = whiten(X)

@@ -65,7 +65,7 @@ class Run:
         with gap_bar(settings.tolerance, shown=settings.verbose) as show:
             try:
                 while self.gap > settings.tolerance and not self.exhausted():
-                    for _ in range(KERNEL_CHECK):
+                    for _ in range(min(KERNEL_CHECK, settings.iterations - iterate.iterations)):
                         iterate.step()
                     self.iterations, gap = iterate.iterations, iterate.gap()
                     show(gap)
@@ -215,9 +215,10 @@ class Run:
         """Steps until the gap over the working set is the target, or nothing more is won."""
         best, waited = np.inf, 0
         while not self.exhausted():
-            for _ in range(CHECK):
+            steps = min(CHECK, self.settings.iterations - self.iterations)
+            for _ in range(steps):
                 self.descent.step()
-            self.iterations += CHECK
+            self.iterations += steps
             gap = self.descent.gap()
             show(gap)
             best, waited = (gap, 0) if gap < 0.9 * best else (best, waited + 1)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
+from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, certify_on
+from convexbn.choices import check_word, choose_arrangements, choose_solver, few_arrangements
 from convexbn.export import to_torch
 from convexbn.features import Features, extract, stack
 from convexbn.losses import Loss, get_loss
@@ -23,20 +24,15 @@ from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, Status
-from convexbn.solvers import ActiveSet, ClosedForm, Conic, SlidingFrankWolfe, obstacle
+from convexbn.solvers import ClosedForm, SlidingFrankWolfe
 from convexbn.streaming import whiten_stream
-from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets
+from convexbn.validation import FloatArray, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
 if TYPE_CHECKING:
     import torch
 
-# The "auto" choices.
-BETA_FRACTION = 0.1  # of beta_max
-ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound; beyond that the global solver needs no list, and a conic one a sample
-SAMPLE_SIZE = 50  # arrangements
-# Entries 2 P n (r+1) of the matrix of cones, up to which an interior-point method is quicker than the active set: smooth losses, kinks.
-WRITE_OUT_UP_TO = 20_000, 200_000
+BETA_FRACTION = 0.1  # of beta_max, where beta is None
 
 # A beta_max below this fraction of the gradient at 0 is a sum that should vanish.
 ROUNDING = 1e-12
@@ -208,99 +204,11 @@ def beta_max(
     """
     patches = patches_of(X, patch, stride, padding, pooling)
     _, the_loss, targets, whitening = _prepare(X, y, loss, patches, rank)
-    unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and (targets.ndim > 1 or not _few(whitening)))
+    unlisted = is_square(whitening.basis, targets) or (
+        arrangements in ("auto", "all") and (targets.ndim > 1 or not few_arrangements(whitening))
+    )
     chosen = None if unlisted else choose_arrangements(arrangements, whitening, targets, seed=seed)
     return _beta_max(whitening, targets, the_loss, chosen, patches.pooling if patches is not None else NO_POOLING)
-
-
-def _few(whitening: Whitening) -> bool:
-    """Whether the arrangements are few enough to be listed unasked."""
-    return count_arrangements(whitening.samples, whitening.rank) <= ENUMERATE_UP_TO
-
-
-def choose_arrangements(arrangements: str | int | Arrangements, whitening: Whitening, y: FloatArray, *, seed: int = 0) -> Arrangements:
-    """The list of arrangements that the argument of `fit_convex_bn` stands for."""
-    if y.ndim > 1:
-        raise InputError(
-            f"arrangements would have to be listed, but y has {y.shape[1]} outputs, for which a list makes no conic program: "
-            "leave them out, and use solver='sliding'"
-        )
-    if isinstance(arrangements, Arrangements):
-        if arrangements.active.shape[1] != whitening.samples or (arrangements.complete and not arrangements.fits(whitening.basis)):
-            raise InputError("arrangements are patterns of other data: make them by enumerate_arrangements(whiten(X).basis)")
-        return arrangements
-    check_word(arrangements)
-    if not isinstance(arrangements, str):
-        return sample_arrangements(whitening.basis, check_count(arrangements, "arrangements"), seed=seed)
-    if arrangements == "all" or _few(whitening):
-        return enumerate_arrangements(whitening.basis)
-    return sample_arrangements(whitening.basis, SAMPLE_SIZE, seed=seed)
-
-
-def check_word(arrangements: Any) -> None:
-    """Refuse what can't stand for arrangements, also where no solver will need them."""
-    number = isinstance(arrangements, (int, np.integer)) and not isinstance(arrangements, bool)
-    word = isinstance(arrangements, str) and arrangements in ("auto", "all")
-    if not (number or word or isinstance(arrangements, Arrangements)):
-        raise InputError(f"arrangements = {arrangements!r} must be 'auto', 'all', a number of arrangements to sample, or Arrangements")
-
-
-def choose_solver(
-    solver: str | Solver,
-    arrangements: str | int | Arrangements,
-    whitening: Whitening,
-    y: FloatArray,
-    loss: Loss,
-    *,
-    seed: int = 0,
-    verbose: bool = False,
-) -> Solver:
-    """The solver that the arguments of `fit_convex_bn` stand for."""
-    listed = arrangements not in ("auto", "all")
-    if not isinstance(solver, str):
-        if isinstance(solver, type) or not hasattr(solver, "solve"):
-            raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
-        chosen = solver
-    else:
-        chosen = _named_solver(solver, arrangements, whitening, y, loss, seed, verbose)
-    if listed and isinstance(chosen, SlidingFrankWolfe):
-        raise InputError(
-            "arrangements are given, but the solver 'sliding' solves over all of them: use solver='active set', or leave them out"
-        )
-    return chosen
-
-
-def _named_solver(
-    name: str,
-    arrangements: str | int | Arrangements,
-    whitening: Whitening,
-    y: FloatArray,
-    loss: Loss,
-    seed: int,
-    verbose: bool,
-) -> Solver:
-    if name == "auto":
-        name = _automatic(arrangements, whitening, y, loss)
-    if name == "closed form":
-        return ClosedForm()
-    if name == "active set":
-        return ActiveSet(verbose=verbose)
-    return SlidingFrankWolfe(seed=seed, verbose=verbose) if name == "sliding" else Conic(name)
-
-
-def _automatic(arrangements: str | int | Arrangements, whitening: Whitening, y: FloatArray, loss: Loss) -> str:
-    """The name of the solver that "auto" stands for."""
-    if obstacle(whitening.basis, y, loss) is None:
-        return "closed form"
-    given = isinstance(arrangements, (int, np.integer, Arrangements))
-    if y.ndim > 1 or not (given or _few(whitening)):
-        return "sliding"
-    if isinstance(arrangements, Arrangements):
-        count = len(arrangements)
-    else:
-        count = int(arrangements) if given else count_arrangements(whitening.samples, whitening.rank)
-    smooth = np.isfinite(loss.smoothness)
-    return "CLARABEL" if 2 * count * whitening.basis.size <= WRITE_OUT_UP_TO[0 if smooth else 1] else "active set"
 
 
 def _prepare(

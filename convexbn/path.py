@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
-from convexbn.fit import Fit, beta_max, check_word, choose_solver, fit_convex_bn
+from convexbn.choices import check_word, choose_solver
+from convexbn.fit import Fit, beta_max, fit_convex_bn
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, recover
 from convexbn.program import Program

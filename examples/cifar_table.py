@@ -119,7 +119,7 @@ def all_rows(many: int) -> list[Row]:
             *(ALL_PATCHES, "convex, gated on patches", gated),
             grid=grid(fraction=(0.003, 0.006, 0.012)),
             shared={**gates, **patches, "lean": 0.0, "rank": 30, "tolerance": 2e-2, "iterations": 100, "memory": 6 * 10**9},
-            final={"gates": many},
+            final={"gates": 1000},
         ),
     ]
     square = []

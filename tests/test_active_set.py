@@ -26,7 +26,7 @@ from convexbn import (
     sample_arrangements,
     whiten,
 )
-from convexbn.fit import choose_solver
+from convexbn.choices import choose_solver
 from convexbn.pricing import price_arrangements
 from convexbn.solution import Solution
 from convexbn.solvers import ClosedForm, Conic

@@ -21,6 +21,7 @@ FLOORS = [
     ["program", "network", "pricing", "smoothing", "screening", "checkpoint", "streaming"],
     ["solution", "pruning", "judge"],
     ["solvers", "certificate", "export", "training", "datasets"],
+    ["choices"],
     ["fit", "gated", "post_bn"],
     ["path"],
     ["estimators"],

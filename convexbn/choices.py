@@ -1,0 +1,109 @@
+"""Every "auto" choice of `fit_convex_bn` but that of beta: the arrangements and the solver that its arguments stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
+from convexbn.losses import Loss
+from convexbn.solution import Solver
+from convexbn.solvers import ActiveSet, ClosedForm, Conic, SlidingFrankWolfe, obstacle
+from convexbn.validation import FloatArray, InputError, check_count
+from convexbn.whitening import Whitening
+
+ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound; beyond that the global solver needs no list, and a conic one a sample
+SAMPLE_SIZE = 50  # arrangements
+# Entries 2 P n (r+1) of the matrix of cones, up to which an interior-point method is quicker than the active set: smooth losses, kinks.
+WRITE_OUT_UP_TO = 20_000, 200_000
+
+
+def few_arrangements(whitening: Whitening) -> bool:
+    """Whether the arrangements are few enough to be listed unasked."""
+    return count_arrangements(whitening.samples, whitening.rank) <= ENUMERATE_UP_TO
+
+
+def choose_arrangements(arrangements: str | int | Arrangements, whitening: Whitening, y: FloatArray, *, seed: int = 0) -> Arrangements:
+    """The list of arrangements that the argument of `fit_convex_bn` stands for."""
+    if y.ndim > 1:
+        raise InputError(
+            f"arrangements would have to be listed, but y has {y.shape[1]} outputs, for which a list makes no conic program: "
+            "leave them out, and use solver='sliding'"
+        )
+    if isinstance(arrangements, Arrangements):
+        if arrangements.active.shape[1] != whitening.samples or (arrangements.complete and not arrangements.fits(whitening.basis)):
+            raise InputError("arrangements are patterns of other data: make them by enumerate_arrangements(whiten(X).basis)")
+        return arrangements
+    check_word(arrangements)
+    if not isinstance(arrangements, str):
+        return sample_arrangements(whitening.basis, check_count(arrangements, "arrangements"), seed=seed)
+    if arrangements == "all" or few_arrangements(whitening):
+        return enumerate_arrangements(whitening.basis)
+    return sample_arrangements(whitening.basis, SAMPLE_SIZE, seed=seed)
+
+
+def check_word(arrangements: Any) -> None:
+    """Refuse what can't stand for arrangements, also where no solver will need them."""
+    number = isinstance(arrangements, (int, np.integer)) and not isinstance(arrangements, bool)
+    word = isinstance(arrangements, str) and arrangements in ("auto", "all")
+    if not (number or word or isinstance(arrangements, Arrangements)):
+        raise InputError(f"arrangements = {arrangements!r} must be 'auto', 'all', a number of arrangements to sample, or Arrangements")
+
+
+def choose_solver(
+    solver: str | Solver,
+    arrangements: str | int | Arrangements,
+    whitening: Whitening,
+    y: FloatArray,
+    loss: Loss,
+    *,
+    seed: int = 0,
+    verbose: bool = False,
+) -> Solver:
+    """The solver that the arguments of `fit_convex_bn` stand for."""
+    listed = arrangements not in ("auto", "all")
+    if not isinstance(solver, str):
+        if isinstance(solver, type) or not hasattr(solver, "solve"):
+            raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
+        chosen = solver
+    else:
+        chosen = _named_solver(solver, arrangements, whitening, y, loss, seed, verbose)
+    if listed and isinstance(chosen, SlidingFrankWolfe):
+        raise InputError(
+            "arrangements are given, but the solver 'sliding' solves over all of them: use solver='active set', or leave them out"
+        )
+    return chosen
+
+
+def _named_solver(
+    name: str,
+    arrangements: str | int | Arrangements,
+    whitening: Whitening,
+    y: FloatArray,
+    loss: Loss,
+    seed: int,
+    verbose: bool,
+) -> Solver:
+    if name == "auto":
+        name = _automatic(arrangements, whitening, y, loss)
+    if name == "closed form":
+        return ClosedForm()
+    if name == "active set":
+        return ActiveSet(verbose=verbose)
+    return SlidingFrankWolfe(seed=seed, verbose=verbose) if name == "sliding" else Conic(name)
+
+
+def _automatic(arrangements: str | int | Arrangements, whitening: Whitening, y: FloatArray, loss: Loss) -> str:
+    """The name of the solver that "auto" stands for."""
+    if obstacle(whitening.basis, y, loss) is None:
+        return "closed form"
+    given = isinstance(arrangements, (int, np.integer, Arrangements))
+    if y.ndim > 1 or not (given or few_arrangements(whitening)):
+        return "sliding"
+    if isinstance(arrangements, Arrangements):
+        count = len(arrangements)
+    else:
+        count = int(arrangements) if given else count_arrangements(whitening.samples, whitening.rank)
+    smooth = np.isfinite(loss.smoothness)
+    return "CLARABEL" if 2 * count * whitening.basis.size <= WRITE_OUT_UP_TO[0 if smooth else 1] else "active set"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from convexbn.arrangements import TIE
 from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Patches, Pooling
 from convexbn.validation import FloatArray, InputError, check_data
@@ -196,3 +197,31 @@ def merge(directions: FloatArray, outputs: FloatArray, *, angle: float, smallest
     strength = np.linalg.norm(merged, axis=1)
     keep = strength > smallest * np.max(strength)
     return np.array(joined)[keep], merged[keep]
+
+
+def merge_cells(basis: FloatArray, directions: FloatArray, outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Join neurons of one output whose unit directions lie in one closed cell, where (U's)_+ is linear, and whose signs agree.
+
+    The network's outputs don't change, and its penalty doesn't grow. The strongest neuron of a group leads it.
+    """
+    pre = basis @ directions.T
+    edge = TIE * float(np.max(np.abs(pre), initial=0.0))
+    above, below = (pre > edge).astype(np.float32), (pre < -edge).astype(np.float32)
+    opposed = above.T @ below > 0
+    apart = opposed | opposed.T | (np.sign(outputs) != np.sign(outputs).T)
+    weighted = np.abs(outputs) * directions
+    left, joined, signs = np.ones(len(outputs), dtype=bool), [], []
+    for j in np.argsort(-np.abs(outputs[:, 0])):
+        if not left[j]:
+            continue
+        group: list[int] = []
+        for k in np.flatnonzero(left & ~apart[j]):
+            if not apart[k, group].any():
+                group.append(int(k))
+        left[group] = False
+        joined.append(weighted[group].sum(axis=0))
+        signs.append(np.sign(outputs[j]))
+    if not joined:
+        return directions, outputs
+    size = np.linalg.norm(joined, axis=1, keepdims=True)
+    return np.array(joined) / size, np.array(signs) * size

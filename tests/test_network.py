@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from problems import LOSSES, degenerate_data, targets_for
 
 from convexbn import InputError, Loss, Network, Squared, recover, whiten
-from convexbn.network import merge
+from convexbn.network import merge, merge_cells
 
 
 def random_data(seed: int, samples: int = 9, features: int = 3) -> np.ndarray:
@@ -181,6 +181,23 @@ def test_merging_never_raises_the_penalty(seed: int, choice: list[int], angle: f
     if angle < 0.5:
         before, after = recover(whitening, directions, values), recover(whitening, *merged)
         np.testing.assert_allclose(after.predict(X), before.predict(X), atol=1e-12)
+
+
+def test_neurons_of_one_cell_and_sign_merge_without_a_trace() -> None:
+    """Outputs stay, the penalty falls, and no two that are left share a cell and a sign; one lies on a facet, of both its cells."""
+    basis = whiten(random_data(2, samples=12, features=2)).basis
+    directions, outputs = random_neurons(2, 5, width=40)
+    edge = np.linalg.svd(basis[:1])[2][1]
+    directions = np.concatenate([directions, edge[None]])
+    outputs = np.concatenate([outputs, [[0.5]]])
+    merged = merge_cells(basis, directions, outputs)
+    before, after = (np.maximum(basis @ s.T, 0.0) @ w for s, w in ((directions, outputs), merged))
+    assert after == pytest.approx(before, abs=1e-9)
+    assert np.abs(merged[1]).sum() < np.abs(outputs).sum()
+    assert np.linalg.norm(merged[0], axis=1) == pytest.approx(1.0)
+    kinds = {(*(row > 0), bool(w > 0)) for row, w in zip(merged[0] @ basis.T, merged[1][:, 0], strict=True)}
+    assert len(kinds) == len(merged[1]) < 41
+    assert all(len(part) == 0 for part in merge_cells(basis, directions[:0], outputs[:0]))
 
 
 def test_merging_drops_weak_neurons() -> None:

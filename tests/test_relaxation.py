@@ -309,7 +309,7 @@ def test_climbing_ends_at_a_ridge_that_gradient_steps_only_approach() -> None:
     basis, v = random_case(9)
     directions, worths = local_search(basis, v[:, None], random_directions(64, basis.shape[1], (9,)))
     foot = directions[np.argmax(worths)]
-    top = climb(basis, v[:, None], foot)
+    top = climb(basis, v[:, None], foot[None])[0]
     assert np.abs(v @ np.maximum(basis @ top, 0.0)) > np.max(worths) * (1.0 + 1e-5)
     assert np.linalg.norm(top) == pytest.approx(1.0)
 

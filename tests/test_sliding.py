@@ -15,6 +15,7 @@ from convexbn import (
     Logistic,
     Program,
     SlidingFrankWolfe,
+    Softmax,
     Squared,
     Status,
     beta_max,
@@ -26,7 +27,8 @@ from convexbn import (
     recover,
     whiten,
 )
-from convexbn.solvers.descent import curvature, fit_amplitudes
+from convexbn.solvers import amplitudes
+from convexbn.solvers.amplitudes import curvature, fit_amplitudes
 
 
 def tabular(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -172,6 +174,19 @@ def test_curvatures_are_second_derivatives():
     chance = 1.0 / (1.0 + np.exp(-f))
     assert curvature(f, y, Logistic()) == pytest.approx(chance * (1.0 - chance), rel=1e-6)
     assert curvature(f, 0.3 * y, Squared()) == pytest.approx(np.ones_like(f), rel=1e-6)
+
+
+def test_a_bound_on_the_hessian_of_softmax_is_one():
+    """Against second derivatives along random directions."""
+    generator = np.random.default_rng(0)
+    f, y = 3.0 * generator.standard_normal((20, 4)), np.eye(4)[generator.integers(4, size=20)]
+    bound = amplitudes.largest_curvature(f, y, Softmax())
+    chances = np.exp(f) / np.exp(f).sum(axis=1, keepdims=True)
+    for direction in generator.standard_normal((50, 20, 4)):
+        mean = np.sum(chances * direction, axis=1)
+        bent = np.sum(chances * direction**2, axis=1) - mean**2
+        assert np.all(bent <= bound * np.sum(direction**2, axis=1) * (1.0 + 1e-6))
+    assert np.all(bound <= Softmax().smoothness * (1.0 + 1e-12))
 
 
 class Interrupting(Squared):

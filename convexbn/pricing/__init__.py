@@ -11,8 +11,9 @@ import numpy as np
 from convexbn.arrangements import Arrangements
 from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
+from convexbn.pricing.climbing import climb
 from convexbn.pricing.everywhere import affordable, bound_by_relaxation, price_everywhere
-from convexbn.pricing.local import climb, distinct, evolve, local_search, random_directions
+from convexbn.pricing.local import directions_around, distinct, evolve, local_search, random_directions
 from convexbn.pricing.nonnegative import RelaxedTraining, bound_by_products
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
@@ -32,6 +33,7 @@ __all__ = [
     "bound_by_tree",
     "bound_over_outputs",
     "climb",
+    "directions_around",
     "distinct",
     "evolve",
     "is_square",

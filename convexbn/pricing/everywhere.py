@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from convexbn.pricing.cells import Price
-from convexbn.pricing.local import climb, distinct, evolve, local_search, random_directions
+from convexbn.pricing.climbing import climb
+from convexbn.pricing.local import distinct, evolve, local_search, random_directions
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.threads import LARGE, side_by_side
@@ -67,7 +68,7 @@ def _climbed(basis: FloatArray, v: FloatArray, directions: FloatArray) -> FloatA
     values = np.maximum(basis @ directions.T, 0.0).T @ v
     worths = [values, -values] if v.ndim == 1 else [np.linalg.norm(values, axis=1)]
     feet = np.concatenate([np.argsort(-worth)[:CLIMBS] for worth in worths])
-    return np.array([climb(basis, v.reshape(len(v), -1), directions[j]) for j in feet])
+    return climb(basis, v.reshape(len(v), -1), directions[feet])
 
 
 def _of_both_signs(basis: FloatArray, v: FloatArray, directions: FloatArray) -> Price:

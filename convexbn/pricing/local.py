@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexbn.pricing.cells import sifted_multipliers
 from convexbn.validation import FloatArray
+
+BLOCK = 131_072  # products of rows with directions at a time: they stay in the cache
 
 
 def random_directions(count: int, width: int, seed: tuple[int, ...]) -> FloatArray:
     """Independent uniform directions, shape (count, width); a pure function of the seed."""
     return normalised(np.random.default_rng(seed).standard_normal((count, width)))
+
+
+def directions_around(centres: FloatArray, each: int, distances: tuple[float, ...], seed: tuple[int, ...]) -> FloatArray:
+    """Unit directions around unit centres (m, width), `each` of them around each, at these distances in turn; shape (m each, width)."""
+    centres = np.repeat(centres, each, axis=0)
+    lengths = np.resize(distances, len(centres))[:, None]
+    return normalised(centres + lengths * random_directions(len(centres), centres.shape[1], seed))
 
 
 def normalised(rows: FloatArray) -> FloatArray:
@@ -22,11 +30,15 @@ def normalised(rows: FloatArray) -> FloatArray:
 
 def distinct(units: FloatArray, worths: FloatArray, *, cosine: float, most: int, threshold: float = 0.0) -> list[int]:
     """Indices of the best unit rows whose worth is above the threshold, no two with a cosine of `cosine` or more."""
+    order = np.argsort(-worths, kind="stable")
+    order = order[worths[order] > threshold]
     chosen: list[int] = []
-    for j in np.argsort(-worths):
-        if worths[j] <= threshold or len(chosen) >= most:
+    units_chosen = np.empty((min(most, len(order)), units.shape[1]))
+    for j in order:
+        if len(chosen) == most:
             break
-        if not chosen or float(np.max(units[chosen] @ units[j])) < cosine:
+        if not chosen or float(np.max(units_chosen[: len(chosen)] @ units[j])) < cosine:
+            units_chosen[len(chosen)] = units[j]
             chosen.append(int(j))
     return chosen
 
@@ -49,24 +61,42 @@ def local_search(basis: FloatArray, v: FloatArray, starts: FloatArray, *, steps:
     -------
     directions (N, r+1) of norm 1, and their worths h (N,)
     """
+    starts = normalised(starts)
+    block = max(16, BLOCK // len(basis))
+    parts = [_ascend(basis, v, starts[k : k + block], steps) for k in range(0, len(starts), block)]
+    if not parts:
+        return starts, np.zeros(0)
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
-    def worth(directions: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        active = np.maximum(basis @ directions.T, 0.0)
+
+def _ascend(basis: FloatArray, v: FloatArray, directions: FloatArray, steps: int) -> tuple[FloatArray, FloatArray]:
+    """`local_search` for so few unit directions that their products with the basis stay in the cache."""
+    weighted = v * basis if v.shape[1] == 1 else None
+    buffer = np.empty((len(basis), len(directions)), basis.dtype)
+
+    def look(directions: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """h and the unit gradients of h at unit directions."""
+        active = np.matmul(basis, directions.T, out=buffer)
+        np.maximum(active, 0.0, out=active)
         values = v.T @ active
-        return active, values, np.linalg.norm(values, axis=0)
+        worths = np.linalg.norm(values, axis=0)
+        units = values / np.where(worths > 0, worths, 1.0)
+        if weighted is not None:
+            np.greater(active, 0.0, out=active)
+            return worths, normalised(units.T * (active.T @ weighted))
+        pull = v @ units
+        pull *= active > 0
+        return worths, normalised(pull.T @ basis)
 
-    directions = normalised(starts)
-    step = np.ones(len(directions))
-    active, values, worths = worth(directions)
+    step = np.ones((len(directions), 1), basis.dtype)
+    worths, uphill = look(directions)
     for _ in range(steps):
-        pull = (v @ (values / np.where(worths > 0, worths, 1.0))) * (active > 0)
-        trial = normalised((1.0 - step)[:, None] * directions + step[:, None] * normalised(pull.T @ basis))
-        trial_active, trial_values, trial_worths = worth(trial)
-        better = trial_worths > worths
-        gain = float(np.max(np.where(better, trial_worths - worths, 0.0), initial=0.0))
-        directions = np.where(better[:, None], trial, directions)
-        active, values = np.where(better, trial_active, active), np.where(better, trial_values, values)
-        worths = np.where(better, trial_worths, worths)
+        trial = normalised(directions + step * (uphill - directions))
+        trial_worths, trial_uphill = look(trial)
+        better = (trial_worths > worths)[:, None]
+        gain = float(np.max(np.where(better[:, 0], trial_worths - worths, 0.0), initial=0.0))
+        directions, uphill = np.where(better, trial, directions), np.where(better, trial_uphill, uphill)
+        worths = np.maximum(trial_worths, worths)
         step = np.where(better, np.minimum(1.0, 1.5 * step), 0.3 * step)
         if gain <= 1e-9 * float(np.max(worths, initial=0.0)) and float(np.max(step, initial=0.0)) < 1e-3:
             break
@@ -90,42 +120,3 @@ def evolve(
         found = local_search(basis, v, one + np.where(mixed, other, 0.5 * nearby))
         directions, worths = np.concatenate([directions, found[0]]), np.concatenate([worths, found[1]])
     return directions, worths
-
-
-def climb(basis: FloatArray, v: FloatArray, direction: FloatArray, *, cells: int = 20) -> FloatArray:
-    """Walk from cell to cell to a direction that is maximal in its own cell and across every facet that it touches.
-
-    In a cell the maximum of (V u)^T D U's over ||s|| <= 1, u fixed, is a projection on a cone: non-negative least squares with
-    multipliers l of the facets. A touched facet i is worth crossing where l_i + (V u)_i > 0. Gradient steps jam at such ridges,
-    up to 1e-4 below the top.
-
-    Parameters
-    ----------
-    basis : (n, r+1) U'
-    v : (n, C) the dual point V
-    direction : (r+1,), best from `local_search`
-    cells : at most so many are visited
-    """
-
-    def worth(s: FloatArray) -> FloatArray:
-        values: FloatArray = v.T @ np.maximum(basis @ s, 0.0)
-        return values
-
-    best, sizes = direction, np.linalg.norm(basis, axis=1)
-    active = basis @ best >= 0
-    for _ in range(cells):
-        values = worth(best)
-        pull = v @ (values / (np.linalg.norm(values) or 1.0))
-        cone = np.where(active, 1.0, -1.0)[:, None] * basis
-        centre = basis.T @ (active * pull)
-        rows, multipliers = sifted_multipliers(cone, sizes, centre, 0.0, 0.0)
-        top = normalised((centre + multipliers @ cone[rows])[None])[0]
-        if np.linalg.norm(worth(top)) > np.linalg.norm(worth(best)):
-            best = top
-        gain = multipliers + pull[rows]
-        if np.max(gain, initial=0.0) <= 1e-9 * np.linalg.norm(pull):
-            break
-        crossed = rows[np.argmax(gain)]
-        active = active.copy()
-        active[crossed] = ~active[crossed]
-    return best

@@ -11,13 +11,14 @@ import numpy as np
 
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from convexbn.losses import Loss
-from convexbn.network import merge
-from convexbn.pricing import climb, distinct, evolve, local_search, random_directions
+from convexbn.network import merge, merge_cells
+from convexbn.pricing import climb, directions_around, distinct, evolve, local_search, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.smoothing import smooth
 from convexbn.solution import Round, Solution, Status
-from convexbn.solvers.descent import fit_amplitudes, slide
+from convexbn.solvers.amplitudes import fit_amplitudes
+from convexbn.solvers.descent import slide
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
@@ -28,12 +29,22 @@ POLISH = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # at the end
 # New neurons are taken from the best of the search; two with a larger cosine count as one.
 COSINE = 0.99
 NEW = 64
+ACCURACY = 0.1  # of the amplitudes, of the gap
+STALLED, SHRINK = 0.9, 0.5  # a round that leaves so much of the gap shrinks the width by so much
 PRICINGS = 3  # rounds of pricing and amplitudes before each slide
 POOL = 500  # directions that are remembered, and priced again without a search
 CORRECTIONS = 5  # amplitude solves with neurons out of the pool before the next search
 GENERATIONS = 2  # of each search
-CONFIRM, FEET = 8, 32  # times as many starts, and so many climbs, before the gap is believed;
-CONFIRMATIONS = 3  # times over: one search in three misses the highest maximum
+# Below the gap SHARP neurons sit on so many facets of their cells that descent jams, and every maximum of the price that matters lies
+# beside a neuron: from then on searches are around the neurons, and climb to exact maxima, and all that nearly matter come in at once.
+SHARP, AROUND, RANDOM = 0.005, 4, 32  # starts around each neuron, and random ones
+DISTANCES, FAR = (0.1, 0.2, 0.4, 0.8), (0.4, 0.8)  # from the neurons, and from them where the gap is to be believed
+SHORT = 8  # steps of a local search before a climb
+SHARP_COSINE = 0.9999  # of two starts that count as one
+FEET = 400  # climbs
+PROMISING = 0.98  # of beta, a worth that may climb to beta
+SINGLE: str = "float32"  # of searches
+CONFIRM = 16  # times as many starts before the gap is believed, and four times as many climbs
 
 
 @dataclass(frozen=True)
@@ -44,8 +55,9 @@ class SlidingFrankWolfe:
 
     with p the pooling of patches, the identity without them. Rounds of (a) pricing: many local searches for neurons with h(s) =
     ||V^T p (U's)_+|| > beta, V = -grad L; (b) amplitudes: with the directions fixed, a convex group lasso for W; (c) sliding:
-    descent on S and W together, then merging and pruning. The gap is estimated, as the searches may miss the maximum of h: `certify`
-    proves what can be proved.
+    descent on S and W together, then merging and pruning. With one output, below a gap of half a percent, climbs to exact local
+    maxima of h around the neurons take the place of (a) and (c). The gap is estimated, as the searches may miss the maximum of h:
+    `certify` proves what can be proved.
 
     Source: Denoyelle, Duval, Peyre and Soubies 2019 (sliding Frank-Wolfe), Bach 2017 (conditional gradient for networks).
 
@@ -59,7 +71,8 @@ class SlidingFrankWolfe:
     warm_start : directions (m, r+1) and outputs (m, C) to begin with, as `convexbn.neurons_of` reads them from a network
     checkpoint : a file to which the state is written after each round; a run that finds its own there goes on from it, and ends
         bit for bit as without the break. `rounds`, `seconds` and `verbose` may differ
-    precision : "float64", or "float32" for searches and descent until the last descent; certificates are in float64 anyway
+    precision : "float64", or "float32" for descent until the last one. Searches are in float32 anyway, and what they find is priced
+        again in float64, as are bounds and certificates
     verbose : print a line a round
     """
 
@@ -134,7 +147,7 @@ class _State:
 
     def __init__(self, program: Program, unit: float, settings: SlidingFrankWolfe) -> None:
         self.exact = program.basis
-        self.basis = program.basis.astype(settings.precision)
+        self.basis, self.single = program.basis.astype(settings.precision), program.basis.astype(SINGLE)
         self.y = program.y.reshape(len(program.y), -1) / unit
         self.pooling = program.pooling
         self.loss: Loss = program.loss.rescaled(unit)
@@ -181,8 +194,9 @@ class _State:
 
         The first round prices first: neurons of a warm start are not to be slid on kinks wider than their gap.
         """
-        if self.trace:
+        if self.trace and not self.sharp:
             self.slide(self.width)
+        before = self.gap
         self.width = max(LAST_WIDTH, min(self.width, WIDTH_PER_GAP * self.gap))
         for _ in range(PRICINGS):
             found, worths = self.price()
@@ -191,7 +205,15 @@ class _State:
             self.insert(found, worths, self.width)
         if self.gap <= self.settings.tolerance:
             self.confirm()
+        if self.gap > STALLED * before:
+            self.width = max(LAST_WIDTH, SHRINK * self.width)
         return self.lowest, self.gap
+
+    @property
+    def sharp(self) -> bool:
+        """Whether searches stay around the neurons, and climb."""
+        smooth = self.y.shape[1] == 1 and np.isfinite(self.loss.smoothness)
+        return smooth and self.gap <= SHARP and len(self.neurons.outputs) > 0
 
     def predictions(self, neurons: _Neurons) -> FloatArray:
         values: FloatArray = self.features(neurons.directions) @ neurons.outputs
@@ -231,27 +253,35 @@ class _State:
     def price(self) -> tuple[FloatArray, FloatArray]:
         """Search at the present V, and keep V where its estimated bound is the best so far."""
         v = self.gradient(self.width)
-        found, worths = self.search(v, self.settings.starts)
-        self.believe(v, float(np.max(worths)))
+        found, worths = self.climbed(v) if self.sharp else self.search(v)
+        self.believe(v, float(np.max(worths, initial=0.0)))
         return found, worths
 
-    def search(self, v: FloatArray, starts: int, feet: int = 0) -> tuple[FloatArray, FloatArray]:
-        """Directions with a large h, and h of each: from random starts and the neurons, between the best, and up from some `feet`.
-
-        Local maxima of h are many, nearly equal, and mostly on ridges: climbs find higher ones than ten times as many starts, at a
-        price that only the last look is worth.
-        """
+    def search(self, v: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Directions with a large h, and h of each: from random starts and the neurons, and between and around the best found."""
         self.draws += 1
-        seed, rough = (self.settings.seed, self.draws), self.basis.dtype
+        seed, starts = (self.settings.seed, self.draws), self.settings.starts
+        known = np.concatenate([random_directions(starts, self.basis.shape[1], seed), self.neurons.directions])
+        found = evolve(*self.rough(v), known.astype(SINGLE), seed=seed, children=starts, generations=GENERATIONS)[0]
+        return found.astype(np.float64), self.worths(v, found)
+
+    def rough(self, v: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The basis and V on its rows, in single precision: enough for searches, whose finds are priced again."""
         rows = self.pooling.spread(v)
-        known, column = random_directions(starts, self.basis.shape[1], seed), rows.astype(rough)
-        if feet:
-            fresh = local_search(self.basis, column, known.astype(rough))[0].astype(np.float64)
-            best = np.argsort(-self.worths(v, fresh))[:feet]
-            known = np.concatenate([[climb(self.exact, rows, fresh[j]) for j in best], fresh])
-        known = np.concatenate([known, self.neurons.directions]).astype(rough)
-        found, worths = evolve(self.basis, column, known, seed=seed, children=self.settings.starts, generations=GENERATIONS)
-        return found.astype(np.float64), worths.astype(np.float64)
+        return self.single, (rows / (np.max(np.abs(rows)) or 1.0)).astype(SINGLE)
+
+    def climbed(self, v: FloatArray, effort: int = 1, distances: tuple[float, ...] = DISTANCES) -> tuple[FloatArray, FloatArray]:
+        """Local maxima of h around the neurons, and h of each."""
+        self.draws += 1
+        seed, inputs = (self.settings.seed, self.draws), self.basis.shape[1]
+        near = directions_around(self.neurons.directions, effort * AROUND, distances, (*seed, 0))
+        far = random_directions(effort * RANDOM, inputs, (*seed, 1))
+        starts = np.concatenate([self.pool, near, far]).astype(SINGLE)
+        found = local_search(*self.rough(v), starts, steps=SHORT)[0].astype(np.float64)
+        most = int(np.sqrt(effort)) * FEET // v.shape[1]
+        feet = distinct(found, self.worths(v, found), cosine=SHARP_COSINE, most=most, threshold=PROMISING * self.beta)
+        found = climb(self.exact, self.pooling.spread(v), np.concatenate([self.neurons.directions, found[feet]]))
+        return found, self.worths(v, found)
 
     def believe(self, v: FloatArray, worth: float) -> None:
         """Keep V and the bound that it has if `worth` is h(V), where that is the best so far."""
@@ -261,21 +291,22 @@ class _State:
             self.bound, self.dual = bound, v
 
     def confirm(self) -> None:
-        """Search again and again, with more starts, before the bound of the best dual point is believed."""
-        v, worth, self.bound = self.dual, 0.0, -np.inf
-        for _ in range(CONFIRMATIONS):
-            found = np.concatenate([self.search(v, CONFIRM * self.settings.starts, FEET)[0], self.pool, self.best.directions])
-            worths = self.worths(v, found)
-            worth, self.bound = max(worth, float(np.max(worths))), -np.inf
-            self.believe(v, worth)
-            if self.gap > self.settings.tolerance:
-                return self.insert(found, worths, LAST_WIDTH)
+        """Search again around the best neurons, with more starts, before the bound of the best dual point is believed."""
+        found = np.concatenate([self.climbed(self.dual, CONFIRM, FAR)[0], self.pool, self.best.directions])
+        worths, self.bound = self.worths(self.dual, found), -np.inf
+        self.believe(self.dual, float(np.max(worths, initial=0.0)))
+        if self.gap > self.settings.tolerance:
+            self.insert(found, worths, LAST_WIDTH)
 
     def insert(self, found: FloatArray, worths: FloatArray, width: float) -> None:
         """Add the best distinct directions, solve for all amplitudes, and drop those that get none; then the same out of the pool.
 
         The pool holds what was found before: where V comes to violate h <= beta at one of them again, it costs no search.
         """
+        if self.sharp:
+            kept = distinct(found, worths, cosine=SHARP_COSINE, most=POOL, threshold=PROMISING * self.beta)
+            self.pool = found[kept]
+            return self.add(found, worths, width)
         kept = distinct(found, worths, cosine=COSINE, most=NEW, threshold=0.5 * self.beta)
         self.pool = np.concatenate([found[kept], self.pool])[:POOL]
         for _ in range(CORRECTIONS):
@@ -287,16 +318,23 @@ class _State:
 
     def add(self, found: FloatArray, worths: FloatArray, width: float) -> None:
         """Solve for the amplitudes of the present neurons and of the best distinct ones among those found."""
-        threshold = self.beta + 0.1 * max(0.0, float(np.max(worths)) - self.beta)
-        chosen = distinct(found, worths, cosine=COSINE, most=NEW, threshold=threshold)
+        if self.sharp:
+            chosen = distinct(found, worths, cosine=1.0 - 1e-9, most=FEET, threshold=self.beta * (1.0 - self.gap))
+        else:
+            threshold = self.beta + 0.1 * max(0.0, float(np.max(worths, initial=0.0)) - self.beta)
+            chosen = distinct(found, worths, cosine=COSINE, most=NEW, threshold=threshold)
         directions = np.concatenate([self.neurons.directions, found[chosen]])
         outputs = np.concatenate([self.neurons.outputs, np.zeros((len(chosen), self.y.shape[1]))])
-        outputs = fit_amplitudes(self.features(directions), self.y, outputs, self.beta, self.smooth_loss(width))
-        self.accept(_Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0))
+        accuracy = max(1e-7, ACCURACY * self.gap)
+        outputs = fit_amplitudes(self.features(directions), self.y, outputs, self.beta, self.smooth_loss(width), tolerance=accuracy)
+        neurons = _Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0)
+        self.accept(_Neurons(*merge_cells(self.exact, *neurons)) if self.sharp else neurons)
 
     def polish(self, deadline: float) -> None:
-        """Descend once more from the best neurons with ever sharper kinks: the last digits, which rounds don't pay for."""
+        """Descend once more from the best neurons with ever sharper kinks: the last digits, which rounds without climbs leave."""
         self.neurons = self.best
+        if self.sharp:
+            return
         for width in POLISH:
             if len(self.best.outputs) and time.perf_counter() < deadline:
                 self.accept(self.slid(self.exact, self.best, width, steps=300))

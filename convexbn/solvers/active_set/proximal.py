@@ -10,7 +10,7 @@ import numpy as np
 from convexbn.losses import Loss
 from convexbn.pricing.cells import IntArray
 from convexbn.solvers.active_set.blocks import Blocks
-from convexbn.solvers.descent import curvature
+from convexbn.solvers.amplitudes import curvature
 from convexbn.validation import FloatArray
 
 NEWTON_STEPS = 20

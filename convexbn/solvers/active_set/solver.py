@@ -17,7 +17,7 @@ from convexbn.smoothing import Smoothed, smooth
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.active_set.blocks import Blocks
 from convexbn.solvers.active_set.proximal import ProximalPoint, SmoothLoss
-from convexbn.solvers.descent import fit_amplitudes
+from convexbn.solvers.amplitudes import fit_amplitudes
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, check_count, check_positive
 

@@ -25,6 +25,7 @@ from convexbn.validation import FloatArray, InputError, check_count, check_posit
 # The width of the smoothed kinks of ReLU (and of the loss, where it has any) follows the gap, as WIDTH_PER_GAP times its relative
 # size, from FIRST_WIDTH down to LAST_WIDTH: descent on sharper kinks than the gap asks for jams on the first kink it meets.
 FIRST_WIDTH, WIDTH_PER_GAP, LAST_WIDTH = 0.3, 5.0, 1e-4
+SETTLED = 1e-7  # what climbs at the end must gain
 POLISH = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # at the end
 # New neurons are taken from the best of the search; two with a larger cosine count as one.
 COSINE = 0.99
@@ -331,10 +332,13 @@ class _State:
         self.accept(_Neurons(*merge_cells(self.exact, *neurons)) if self.sharp else neurons)
 
     def polish(self, deadline: float) -> None:
-        """Descend once more from the best neurons with ever sharper kinks: the last digits, which rounds without climbs leave."""
+        """The last digits, which rounds don't pay for: climbs while they gain, then descent with ever sharper kinks."""
         self.neurons = self.best
-        if self.sharp:
-            return
+        while self.sharp and time.perf_counter() < deadline:
+            before = self.lowest
+            self.insert(*self.price(), self.width)
+            if self.lowest > before * (1.0 - SETTLED):
+                break
         for width in POLISH:
             if len(self.best.outputs) and time.perf_counter() < deadline:
                 self.accept(self.slid(self.exact, self.best, width, steps=300))

@@ -39,6 +39,7 @@ GENERATIONS = 2  # of each search
 # Below the gap SHARP neurons sit on so many facets of their cells that descent jams, and every maximum of the price that matters lies
 # beside a neuron: from then on searches are around the neurons, and climb to exact maxima, and all that nearly matter come in at once.
 SHARP, AROUND, RANDOM = 0.005, 4, 32  # starts around each neuron, and random ones
+COLUMNS = 32  # with more, neurons have many dimensions left on their facets, and descent moves them further than climbs
 DISTANCES, FAR = (0.1, 0.2, 0.4, 0.8), (0.4, 0.8)  # from the neurons, and from them where the gap is to be believed
 SHORT = 8  # steps of a local search before a climb
 SHARP_COSINE = 0.9999  # of two starts that count as one
@@ -56,9 +57,9 @@ class SlidingFrankWolfe:
 
     with p the pooling of patches, the identity without them. Rounds of (a) pricing: many local searches for neurons with h(s) =
     ||V^T p (U's)_+|| > beta, V = -grad L; (b) amplitudes: with the directions fixed, a convex group lasso for W; (c) sliding:
-    descent on S and W together, then merging and pruning. With one output, below a gap of half a percent, climbs to exact local
-    maxima of h around the neurons take the place of (a) and (c). The gap is estimated, as the searches may miss the maximum of h:
-    `certify` proves what can be proved.
+    descent on S and W together, then merging and pruning. With one output, a smooth loss and up to 32 columns, below a gap of half
+    a percent, climbs to exact local maxima of h around the neurons take the place of (a) and (c). The gap is estimated, as the
+    searches may miss the maximum of h: `certify` proves what can be proved.
 
     Source: Denoyelle, Duval, Peyre and Soubies 2019 (sliding Frank-Wolfe), Bach 2017 (conditional gradient for networks).
 
@@ -213,8 +214,8 @@ class _State:
     @property
     def sharp(self) -> bool:
         """Whether searches stay around the neurons, and climb."""
-        smooth = self.y.shape[1] == 1 and np.isfinite(self.loss.smoothness)
-        return smooth and self.gap <= SHARP and len(self.neurons.outputs) > 0
+        suited = self.y.shape[1] == 1 and np.isfinite(self.loss.smoothness) and self.basis.shape[1] <= COLUMNS
+        return suited and self.gap <= SHARP and len(self.neurons.outputs) > 0
 
     def predictions(self, neurons: _Neurons) -> FloatArray:
         values: FloatArray = self.features(neurons.directions) @ neurons.outputs
@@ -258,10 +259,10 @@ class _State:
         self.believe(v, float(np.max(worths, initial=0.0)))
         return found, worths
 
-    def search(self, v: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def search(self, v: FloatArray, effort: int = 1) -> tuple[FloatArray, FloatArray]:
         """Directions with a large h, and h of each: from random starts and the neurons, and between and around the best found."""
         self.draws += 1
-        seed, starts = (self.settings.seed, self.draws), self.settings.starts
+        seed, starts = (self.settings.seed, self.draws), effort * self.settings.starts
         known = np.concatenate([random_directions(starts, self.basis.shape[1], seed), self.neurons.directions])
         found = evolve(*self.rough(v), known.astype(SINGLE), seed=seed, children=starts, generations=GENERATIONS)[0]
         return found.astype(np.float64), self.worths(v, found)
@@ -293,9 +294,12 @@ class _State:
 
     def confirm(self) -> None:
         """Search again around the best neurons, with more starts, before the bound of the best dual point is believed."""
-        found = np.concatenate([self.climbed(self.dual, CONFIRM, FAR)[0], self.pool, self.best.directions])
-        worths, self.bound = self.worths(self.dual, found), -np.inf
-        self.believe(self.dual, float(np.max(worths, initial=0.0)))
+        v, known, self.bound = self.dual, [self.climbed(self.dual, CONFIRM, FAR)[0], self.pool, self.best.directions], -np.inf
+        if not self.sharp:
+            known += [self.search(v, CONFIRM)[0]]
+        found = np.concatenate(known)
+        worths = self.worths(v, found)
+        self.believe(v, float(np.max(worths, initial=0.0)))
         if self.gap > self.settings.tolerance:
             self.insert(found, worths, LAST_WIDTH)
 

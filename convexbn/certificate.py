@@ -115,8 +115,9 @@ def certify(
     dual : of the shape of y; another candidate for V, for losses with kinks whose gradient says little; it is checked, not believed
     rank : None for networks that read all of X; else the bound holds for networks that read only its leading principal directions,
         as in `fit_convex_bn`, and for the given network
-    seconds : for the proof over all arrangements, unlisted, as long as its relative gap is above 1e-3. It is valid whenever it
-        ends, and ends in time, give or take one step of what runs; the local search that it begins with is not cut short
+    seconds : for the proof over all arrangements, unlisted, as long as its relative gap is above 1e-3; 0 leaves it to the relaxation,
+        which has a second for each candidate of V anyway. The proof is valid whenever it ends, and ends in time, give or take
+        that and one step of what runs; the local search that it begins with is not cut short
 
     Raises
     ------

@@ -32,7 +32,8 @@ DUAL_STEPS = (100, 400)
 HALVES = (2, 3)  # half the degree of moments
 IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
 FIRST = 0.25  # of the time, at most, for the price of each candidate
-SHORT = 1.0  # and no more seconds than that with several outputs, where other proofs win more
+SHORT = 1.0  # second that it has anyway, so that no time at all leaves the proof to the relaxation; all there is with several outputs,
+# where other proofs win more
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Judge:
         seconds: float,
     ) -> None:
         self.deadline = time.perf_counter() + seconds
-        self.patience = FIRST * seconds if y.ndim == 1 else min(SHORT, FIRST * seconds)
+        self.patience = SHORT + FIRST * seconds if y.ndim == 1 else SHORT
         self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
         self.pooling, self.activations = network.pooling, network.activations(data)
         self.neurons = basis.T @ network.hidden(data), network.outputs

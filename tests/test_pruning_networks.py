@@ -107,7 +107,7 @@ def test_a_rough_solution_of_a_solver_gets_smaller_and_no_worse(loss):
     wide = recover(fit.whitening, *doubled)
     pruned = prune_network(wide, problem.X)
     objective = fit.network.objective(problem.X, problem.y, loss, beta)
-    assert 0 < pruned.neurons <= min(8, fit.network.neurons)
+    assert 0 < pruned.neurons <= min(8, len(fit.solution.outputs))
     assert pruned.objective(problem.X, problem.y, loss, beta) <= objective * (1.0 + 1e-8)
     again = certify(problem.X, problem.y, pruned, beta=beta, loss=loss, dual=fit.solution.dual)
     assert again.bound <= again.objective

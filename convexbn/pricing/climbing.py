@@ -9,7 +9,7 @@ from convexbn.validation import FloatArray
 
 LOOKS = 2  # times that the nearest rows are chosen anew
 NEAR = 32  # rows, and twice as many as there are columns
-NUMBERS = 4_000_000  # of rows in memory at once
+NUMBERS = 4_000_000  # of near rows, and of products with all rows, in memory at once
 GAIN = 1e-8  # relative; a climb that wins less is over
 RELEASE = 0.3  # of the worst excess of a multiplier: all facets above it are let go at once
 TINY = 1e-12
@@ -38,7 +38,7 @@ def climb(basis: FloatArray, v: FloatArray, directions: FloatArray, *, steps: in
     (N, r+1) of norm 1, none with a smaller h than where it began
     """
     near = min(NEAR + 2 * basis.shape[1], len(basis))
-    batch = max(1, NUMBERS // (near * basis.shape[1]))
+    batch = max(1, NUMBERS // max(near * basis.shape[1], len(basis)))
     parts = [_climb(basis, v, directions[k : k + batch], near, steps) for k in range(0, len(directions), batch)]
     return np.concatenate(parts) if parts else directions
 

@@ -204,9 +204,8 @@ def beta_max(
     """
     patches = patches_of(X, patch, stride, padding, pooling)
     _, the_loss, targets, whitening = _prepare(X, y, loss, patches, rank)
-    unlisted = is_square(whitening.basis, targets) or (
-        arrangements in ("auto", "all") and (targets.ndim > 1 or not few_arrangements(whitening))
-    )
+    too_many = targets.ndim > 1 or not few_arrangements(whitening)
+    unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and too_many)
     chosen = None if unlisted else choose_arrangements(arrangements, whitening, targets, seed=seed)
     return _beta_max(whitening, targets, the_loss, chosen, patches.pooling if patches is not None else NO_POOLING)
 

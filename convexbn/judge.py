@@ -32,8 +32,8 @@ DUAL_STEPS = (100, 400)
 HALVES = (2, 3)  # half the degree of moments
 IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
 FIRST = 0.25  # of the time, at most, for the price of each candidate
-SHORT = 1.0  # second that it has anyway, so that no time at all leaves the proof to the relaxation; all there is with several outputs,
-# where other proofs win more
+# Seconds that it has anyway, so that a budget of 0 leaves the proof to the relaxation; no more with several outputs: other proofs win more.
+SHORT = 1.0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from convexbn.network import Network
 from convexbn.pricing import is_square, known_price
 from convexbn.streaming import Stream, whiten_stream
 from convexbn.threads import few_threads
-from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_positive, check_targets
+from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_budget, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
 CHECKED = 8_192  # rows at a time, as data can be larger than half of the memory
@@ -144,6 +144,7 @@ def certify_on(
 ) -> Certificate:
     """`certify` on data and checked targets with their whitening, of which only what is verified here is believed."""
     check_positive(beta, "beta")
+    check_budget(seconds, "seconds")
     if network.relu_first:
         raise InputError("network has its batch normalisation after the ReLU: use convexbn.certify_post_bn")
     if not all(np.isfinite(part).all() for part in (network.weights, network.gain, network.shift, network.outputs)):

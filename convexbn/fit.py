@@ -26,7 +26,7 @@ from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, Status
 from convexbn.solvers import ClosedForm, SlidingFrankWolfe
 from convexbn.streaming import whiten_stream
-from convexbn.validation import FloatArray, check_data, check_positive, check_targets
+from convexbn.validation import FloatArray, check_budget, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def fit_convex_bn(
     SolverError
         Where the solver fails; its `status` says how.
     """
+    check_budget(proof_seconds, "proof_seconds")
     seconds: dict[str, float] = {}
     with _stage("whiten", seconds, verbose):
         read = extract(features, X)

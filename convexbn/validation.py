@@ -103,6 +103,13 @@ def check_positive(value: Any, name: str) -> float:
     return number
 
 
+def check_budget(seconds: Any, name: str) -> float:
+    """Return `seconds` as a float >= 0, infinity being no limit, or raise `InputError`."""
+    if not isinstance(seconds, (int, float, np.integer, np.floating)) or isinstance(seconds, bool) or not seconds >= 0:
+        raise InputError(f"{name} = {seconds!r} is no time: pass seconds, 0 or more")
+    return float(seconds)
+
+
 def check_count(value: Any, name: str, smallest: int = 1) -> int:
     """Return `value` as an int >= `smallest`, or raise `InputError`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):

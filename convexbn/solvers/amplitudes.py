@@ -9,10 +9,12 @@ import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.smoothing import Smoothed
+from convexbn.solvers.group_newton import LARGEST, GroupNewton, violation
 from convexbn.validation import FloatArray
 
 RIDGE = 1e-11  # of the trace: equal neurons make the Hessian singular
 MODELS, STEPS, CHECK = 20, 500, 20  # of the loss with several outputs; steps for each; and how often their accuracy is looked at
+EASY = 3  # of them tell whether first-order steps suit; if not, Newton's method follows
 
 
 def fit_amplitudes(
@@ -23,7 +25,7 @@ def fit_amplitudes(
     Phi (n, m) holds the activations (U'S)_+, y is (n, C). With one output it is a lasso, solved to seven digits by Newton's
     method with an active set for each step: neurons that are nearly equal stall first-order methods, and a dual point from
     half-solved amplitudes is not worth pricing. With several it is a group lasso, by quadratic models of the loss: their steps cost
-    (m, m) products, where those on the loss itself cost (n, m) ones.
+    (m, m) products, where those on the loss itself cost (n, m) ones; and by Newton's method where a few of them don't do.
 
     `tolerance` is of ||g_j|| <= beta, g the gradient of the loss, with equality and the right direction where w_j is not 0, and
     relative to beta.
@@ -93,7 +95,9 @@ def _group_lasso(features: FloatArray, y: FloatArray, outputs: FloatArray, beta:
     if isinstance(loss, Smoothed):
         return _descend(lambda w: features.T @ loss.gradient(features @ w, y), loss.smoothness * norm, outputs, beta, tolerance)
     safe = False
-    for _ in range(MODELS):
+    for model in range(MODELS):
+        if model == EASY and outputs.size <= LARGEST:
+            return _towards(features, y, outputs, GroupNewton(features, y, beta, loss).solve(outputs, tolerance)[0], beta, loss)
         predictions = features @ outputs
         slope = features.T @ loss.gradient(predictions, y)
         if violation(slope, outputs, beta) <= tolerance * beta:
@@ -127,14 +131,6 @@ def largest_curvature(predictions: FloatArray, y: FloatArray, loss: Loss) -> Flo
         change = (loss.gradient(predictions + step, y) - loss.gradient(predictions - step, y)) @ column
         largest = np.maximum(largest, change / (2.0 * step @ column))
     return np.maximum(np.minimum(2.0 * largest, loss.smoothness), 1e-9 * min(loss.smoothness, 1.0))
-
-
-def violation(slope: FloatArray, outputs: FloatArray, beta: float) -> float:
-    """By how much the gradient of the loss (m, C) breaks the conditions of optimality."""
-    size = np.linalg.norm(outputs, axis=1)
-    used = size > 0
-    pulls = np.linalg.norm(slope[used] + beta * outputs[used] / size[used, None], axis=1)
-    return max(float(np.max(pulls, initial=0.0)), float(np.max(np.linalg.norm(slope[~used], axis=1) - beta, initial=0.0)))
 
 
 def _descend(

@@ -124,6 +124,8 @@ def certify(
     InputError
         For data, targets or arrangements that can't be used.
     """
+    if not isinstance(network, Network):
+        raise InputError(f"network is a {type(network).__name__}, not a Network: pass fit.network, or from_torch(model, X)")
     whitening = whiten(network.rows(X), rank=rank) if network.patches is None else whiten_stream(lambda: network.blocks(X), rank=rank)
     the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, whitening.samples // network.pooling.patches))

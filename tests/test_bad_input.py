@@ -201,6 +201,11 @@ def test_several_outputs_where_they_do_not_fit_are_named(call: Callable[[], obje
         call()
 
 
+def test_what_is_no_network_is_named_with_the_way_to_one() -> None:
+    with pytest.raises(InputError, match=r"network is a Fit, not a Network: pass fit\.network"):
+        certify(X, y, fit_convex_bn(X, y, **CONIC), beta=0.3)  # type: ignore[arg-type]
+
+
 def objective(data: Any, targets: Any, **keywords: Any) -> float:
     """The optimum by the conic solver over all arrangements."""
     return fit_convex_bn(data, targets, **{"beta": 0.3, **CONIC, **keywords}).certificate.objective

@@ -17,6 +17,14 @@ def _sigmoid(z: FloatArray) -> FloatArray:
     return 0.5 * (1.0 + np.tanh(0.5 * z))
 
 
+def _log_sum(f: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """log sum_c exp f_c of each row, shape (n,), and softmax(f). On small arrays scipy's checks take longer than these sums."""
+    largest = np.max(f, axis=1, keepdims=True)
+    powers = np.exp(f - largest)
+    total = np.sum(powers, axis=1, keepdims=True)
+    return (largest + np.log(total))[:, 0], powers / total
+
+
 def _check_signs(y: FloatArray, name: str) -> FloatArray:
     labels = np.unique(y)
     if not np.isin(labels, (-1.0, 1.0)).all():
@@ -164,15 +172,11 @@ class Softmax:
 
     def value(self, f: FloatArray, y: FloatArray) -> float:
         """The sum over samples."""
-        from scipy.special import logsumexp
-
-        return float(np.sum(logsumexp(f, axis=1)) - np.sum(y * f))
+        return float(np.sum(_log_sum(f)[0]) - np.sum(y * f))
 
     def gradient(self, f: FloatArray, y: FloatArray) -> FloatArray:
         """softmax(f) - y."""
-        from scipy.special import softmax
-
-        return softmax(f, axis=1) - y
+        return _log_sum(f)[1] - y
 
     def conjugate(self, v: FloatArray, y: FloatArray) -> float:
         """Minus the entropy of p = v + y, where its rows are probabilities to within rounding."""
@@ -204,18 +208,16 @@ class Softmax:
 
         The Hessian I / step + diag(p) - p p^T is inverted by the formula of Sherman and Morrison.
         """
-        from scipy.special import logsumexp, softmax
-
         centre = z + step * y
 
         def objective(f: FloatArray) -> FloatArray:
-            values: FloatArray = logsumexp(f, axis=1) + np.sum((f - centre) ** 2, axis=1) / (2.0 * step)
+            values: FloatArray = _log_sum(f)[0] + np.sum((f - centre) ** 2, axis=1) / (2.0 * step)
             return values
 
-        f = centre - step * softmax(z, axis=1)
+        f = centre - step * _log_sum(z)[1]
         value = objective(f)
         for _ in range(200):
-            p = softmax(f, axis=1)
+            p = _log_sum(f)[1]
             slope = p + (f - centre) / step
             diagonal = 1.0 / (p + 1.0 / step)
             inverse = diagonal * slope

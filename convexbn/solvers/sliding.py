@@ -26,7 +26,7 @@ from convexbn.validation import FloatArray, InputError, check_count, check_posit
 # size, from FIRST_WIDTH down to LAST_WIDTH: descent on sharper kinks than the gap asks for jams on the first kink it meets.
 FIRST_WIDTH, WIDTH_PER_GAP, LAST_WIDTH = 0.3, 5.0, 1e-4
 SETTLED = 1e-7  # what climbs at the end must gain
-POLISH = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # at the end
+POLISH, POLISHED = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 1e-3  # at the end, down to that part of the tolerance
 # New neurons are taken from the best of the search; two with a larger cosine count as one.
 COSINE = 0.99
 NEW = 64
@@ -344,7 +344,7 @@ class _State:
             if self.lowest > before * (1.0 - SETTLED):
                 break
         for width in POLISH:
-            if len(self.best.outputs) and time.perf_counter() < deadline:
+            if len(self.best.outputs) and width >= POLISHED * self.settings.tolerance and time.perf_counter() < deadline:
                 self.accept(self.slid(self.exact, self.best, width, steps=300))
 
     def slid(self, basis: FloatArray, neurons: _Neurons, width: float, *, steps: int = 100) -> _Neurons:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from convexbn import (
 )
 from convexbn.choices import choose_solver
 from convexbn.pricing import price_arrangements
+from convexbn.shards import Shards
 from convexbn.solution import Solution
 from convexbn.solvers import ClosedForm, Conic
-from convexbn.solvers.active_set.blocks import Blocks
+from convexbn.solvers.active_set.blocks import blocks_of
 from convexbn.solvers.active_set.proximal import ProximalPoint, SmoothLoss
 
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
@@ -152,7 +154,7 @@ def test_the_unit_of_the_targets_does_not_matter(unit: float):
 def test_a_proximal_step_is_the_fixed_point_of_its_prox(loss: Loss):
     """s = prox(t - sigma M^T grad L(M s)), the prox computed from one projection after the other."""
     program = sampled(40, 3, 10, 0.05, loss)
-    blocks, generator = Blocks(program), np.random.default_rng(0)
+    blocks, generator = blocks_of(program), np.random.default_rng(0)
     chosen = np.arange(20)
     start = blocks.cones.project(blocks.index(chosen), generator.standard_normal((20, 4)), blocks.cones.no_faces(20))[0]
     target, sigma = SmoothLoss(loss, program.y, np.zeros(40)), 3.0
@@ -239,6 +241,55 @@ def test_a_program_without_a_list_is_refused():
         ActiveSet().solve(replace(program, arrangements=None))
     with pytest.raises(InputError, match="tolerance"):
         ActiveSet(tolerance=0.0)
+
+
+def test_little_memory_changes_nothing_but_the_tiles_and_too_little_is_refused():
+    program = sampled(200, 5, 40, 0.05)
+    plain, tight = ActiveSet().solve(program), ActiveSet(max_memory=40_000).solve(program)
+    assert tight.directions == pytest.approx(plain.directions, abs=1e-9)
+    assert tight.outputs == pytest.approx(plain.outputs, rel=1e-9)
+    with pytest.raises(InputError, match="max_memory"):
+        ActiveSet(max_memory=1000).solve(program)
+
+
+def test_patches_in_little_memory_are_pooled_in_the_same_way():
+    generator = np.random.default_rng(4)
+    basis = whiten(generator.standard_normal((120, 3))).basis
+    program = Program(basis, generator.standard_normal(40), Squared(), 0.1, sample_arrangements(basis, 20), Pooling(3, 1.0 / 3.0))
+    plain, tight = (ActiveSet(max_memory=memory).solve(program) for memory in (2**30, 20_000))
+    assert tight.outputs == pytest.approx(plain.outputs, rel=1e-9)
+
+
+def test_every_tensor_names_its_device():
+    """Tensors that don't are made on PyTorch's default device, here one without numbers: they could not be used with the others."""
+    import torch
+
+    program = sampled(60, 3, 20, 0.1)
+    plain = ActiveSet().solve(program)
+    with torch.device("meta"):
+        solution = ActiveSet(warm_start=(plain.directions, plain.outputs)).solve(program)
+        assert np.array_equal(ActiveSet().solve(program).directions, plain.directions)
+    assert solution.status is Status.OPTIMAL
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "abacus", 3])
+def test_a_device_that_is_not_there_is_refused_with_advice(device: object, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"device = .*'cpu'"):
+        ActiveSet(device=device)
+
+
+def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"convexbn\[torch\]"):
+        ActiveSet().solve(sampled(20, 2, 10, 0.1))
+
+
+def test_samples_are_not_spread():
+    with pytest.raises(InputError, match="samples"):
+        ActiveSet(shards=Shards(samples=object()))
 
 
 def test_the_whole_line_with_a_sample():

@@ -18,7 +18,7 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__
 FLOORS = [
     ["validation", "progress", "threads"],
     ["losses", "arrangements", "whitening", "patches", "features", "collapse"],
-    ["program", "network", "pricing", "smoothing", "screening", "checkpoint", "streaming"],
+    ["program", "network", "pricing", "smoothing", "screening", "checkpoint", "streaming", "shards"],
     ["solution", "pruning", "judge"],
     ["solvers", "certificate", "export", "training", "datasets"],
     ["choices"],
@@ -33,7 +33,7 @@ HOMES = {
     "cvxpy": {"post_bn.conic", "solvers.conic"},
     "matplotlib": {"path"},
     "sklearn": {"estimators"},
-    "torch": {"export", "features", "gated", "solvers", "training"},
+    "torch": {"export", "features", "gated", "shards", "solvers", "training"},
 }
 EVERYWHERE = {*sys.stdlib_module_names, "numpy", "scipy", "rich", "threadpoolctl"}
 HEAVY = ["torch", "cvxpy", "sklearn", "scipy.optimize", "rich", "matplotlib", "pandas"]

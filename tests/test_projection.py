@@ -10,7 +10,7 @@ from problems import degenerate_data, lattices
 from scipy.optimize import nnls
 
 from convexbn.arrangements import enumerate_arrangements, sample_arrangements
-from convexbn.pricing.projection import Cones
+from convexbn.solvers.active_set.projection import cones_of
 from convexbn.whitening import whiten
 
 
@@ -29,7 +29,7 @@ def assert_projection(basis: np.ndarray, active: np.ndarray, point: np.ndarray, 
 def project_cold(
     basis: np.ndarray, active: np.ndarray, points: np.ndarray, floor: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    cones = Cones(basis, active)
+    cones = cones_of(basis, active)
     return cones.project(np.arange(len(active)), points, cones.no_faces(len(active)), floor)
 
 
@@ -60,7 +60,7 @@ def test_a_face_that_is_nearly_right_changes_nothing():
     active = sample_arrangements(basis, 40).active
     generator = np.random.default_rng(2)
     points = generator.standard_normal((40, 9))
-    cones, index = Cones(basis, active), np.arange(40)
+    cones, index = cones_of(basis, active), np.arange(40)
     faces = cones.project(index, points, cones.no_faces(40))[2]
     for distance in (0.0, 1e-3, 0.3, 10.0):
         moved = points + distance * generator.standard_normal(points.shape)
@@ -86,9 +86,8 @@ def test_the_hull_of_a_face_holds_its_projection():
     basis = whiten(np.random.default_rng(1).standard_normal((100, 5))).basis
     active = sample_arrangements(basis, 20).active
     projections, _, faces = project_cold(basis, active, np.random.default_rng(3).standard_normal((20, 6)))
-    cones = Cones(basis, active)
-    for k in range(20):
-        hull = cones.hull(k, faces[k])
+    cones = cones_of(basis, active)
+    for k, hull in enumerate(cones.hulls(faces)):
         assert hull.T @ hull == pytest.approx(np.eye(hull.shape[1]), abs=1e-12)
         assert hull @ (hull.T @ projections[k]) == pytest.approx(projections[k], abs=1e-10)
 

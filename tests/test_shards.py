@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from convexbn import GatedProgram, GatedSolver, Squared, fit_gated_bn, whiten
+from convexbn import ActiveSet, Arrangements, GatedProgram, GatedSolver, Program, Squared, fit_gated_bn, sample_arrangements, whiten
 from convexbn.gated import Shards, whiten_shards
+from convexbn.losses import get_loss
+from convexbn.solution import Solution
 
 SOLVER = GatedSolver(tolerance=1e-6, method="steps", precision="float64")
 CASES = {  # loss, penalty, fraction of beta_max: the last leaves a small working set, spread unevenly
@@ -21,6 +24,12 @@ CASES = {  # loss, penalty, fraction of beta_max: the last leaves a small workin
     "nuclear": ("squared", "nuclear", 0.1),
     "softmax": ("softmax", "group", 0.2),
     "few": ("squared", "group", 0.7),
+}
+RELU = {  # loss, beta as a fraction of ||y||, and whether there is a start
+    "squared": ("squared", 0.03, False),
+    "warm": ("squared", 0.03, True),
+    "logistic": ("logistic", 0.05, False),
+    "hinge": ("hinge", 0.1, False),
 }
 
 
@@ -32,6 +41,27 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 def gates() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((13, 6))
+
+
+def relu_program(loss: str, fraction: float) -> Program:
+    generator = np.random.default_rng(2)
+    basis = whiten(generator.standard_normal((150, 6))).basis
+    y = np.maximum(basis @ generator.standard_normal((7, 5)), 0.0) @ generator.standard_normal(5) + 0.02 * generator.standard_normal(150)
+    y = y if loss == "squared" else np.where(y > np.median(y), 1.0, -1.0)
+    return Program(basis, y, get_loss(loss), fraction * float(np.linalg.norm(y)), sample_arrangements(basis, 41))
+
+
+def relu_start() -> tuple[np.ndarray, np.ndarray]:
+    """Neurons of some of the arrangements, and one of none: 41 patterns are few of all."""
+    program = relu_program("squared", 0.03)
+    solution = ActiveSet(rounds=2).solve(program)
+    return np.vstack([solution.directions, np.eye(7)[:1]]), np.vstack([solution.outputs, [[1.0]]])
+
+
+def numbers_of(solution: Solution) -> dict[str, np.ndarray]:
+    """What a run found, and its way."""
+    trace = np.array([[entry.objective, entry.neurons] for entry in solution.trace])
+    return {"directions": solution.directions, "outputs": solution.outputs, "dual": solution.dual, "trace": trace}
 
 
 def upright(components: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -59,6 +89,12 @@ def work(rank: int, folder: str) -> None:
         for kind, fit in (("arrangements", spread), ("samples", rows)):
             found[f"{name} {kind} numbers"] = [fit.certificate.objective, fit.certificate.bound, fit.solution.iterations, fit.beta_max]
             found[f"{name} {kind} predictions"] = fit.predict(X[:5])
+    for name, (loss, fraction, warm) in RELU.items():
+        program = relu_program(loss, fraction)
+        active = Shards(group).part_of(program.arrangements.active)
+        part = replace(program, arrangements=Arrangements(active, complete=False, possible=10**9))
+        solution = ActiveSet(tolerance=1e-9, shards=Shards(group), warm_start=relu_start() if warm else None).solve(part)
+        found.update({f"relu {name} {key}": value for key, value in numbers_of(solution).items()})
     np.savez(Path(folder) / f"{rank}.npz", **found)
     torch.distributed.destroy_process_group()
 
@@ -89,6 +125,18 @@ def test_two_processes_find_what_one_finds(found: list[dict[str, np.ndarray]], n
         assert part[f"{name} {kind} predictions"] == pytest.approx(single.predict(X[:5]), abs=1e-10)
 
 
+@pytest.mark.parametrize("name", RELU)
+def test_two_processes_find_the_relu_program_of_one(found: list[dict[str, np.ndarray]], name: str):
+    """Round for round, as every process prices its own arrangements in an order that is common; at kinks rounding parts the ways."""
+    loss, fraction, warm = RELU[name]
+    single = ActiveSet(tolerance=1e-9, warm_start=relu_start() if warm else None).solve(relu_program(loss, fraction))
+    assert len(single.outputs) > 3
+    for part in found:
+        assert part[f"relu {name} trace"][-1] == pytest.approx([single.trace[-1].objective, len(single.outputs)], rel=1e-8)
+        for key, value in numbers_of(single).items() if loss != "hinge" else ():
+            assert part[f"relu {name} {key}"] == pytest.approx(value, abs=1e-10 * np.max(np.abs(value)))
+
+
 def test_whitening_across_processes(found: list[dict[str, np.ndarray]]):
     whitening = whiten(data()[0])
     assert np.vstack([part["basis"] for part in found]) == pytest.approx(whitening.basis, abs=1e-12)
@@ -110,12 +158,11 @@ def test_numbers_are_summed_on_the_device_of_the_program(total: str, monkeypatch
         getattr(program.shards, total)(argument)
 
 
-def test_the_example_runs_under_torchrun():
+@pytest.mark.parametrize("options", [["--spread", "samples"], ["--network", "relu"]], ids=["gated", "relu"])
+def test_the_example_runs_under_torchrun(options: list[str]):
     script = Path(__file__).parents[1] / "examples" / "distributed.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    result = subprocess.run(
-        [*command, "--spread", "samples", "--images", "120", "--gates", "10"], capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *options]
+    result = subprocess.run([*command, "--images", "120", "--gates", "10"], capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
-    assert "GATED network" in result.stdout
+    assert "2 processes" in result.stdout
     assert float(result.stdout.split()[-1]) < 1e-8

@@ -6,8 +6,8 @@ from convexbn.gated.cones import Conversion
 from convexbn.gated.fit import GatedFit, fit_gated_bn, fit_gated_path
 from convexbn.gated.network import GatedNetwork
 from convexbn.gated.program import GatedProgram
-from convexbn.gated.shards import Shards, whiten_shards
 from convexbn.gated.solver import GatedSolution, GatedSolver
+from convexbn.shards import Shards, whiten_shards
 
 __all__ = [
     "Conversion",

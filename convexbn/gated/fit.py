@@ -16,10 +16,10 @@ from convexbn.gated.gates import choose_gates
 from convexbn.gated.network import GatedNetwork
 from convexbn.gated.penalties import Penalty, get_penalty
 from convexbn.gated.program import GatedProgram
-from convexbn.gated.shards import Shards, whiten_shards
 from convexbn.gated.solver import GatedSolution, GatedSolver
 from convexbn.losses import Loss, get_loss
 from convexbn.patches import NO_POOLING, Patches, patches_of
+from convexbn.shards import Shards, whiten_shards
 from convexbn.solution import Status
 from convexbn.solvers.masked import MAX_MEMORY
 from convexbn.streaming import whiten_stream

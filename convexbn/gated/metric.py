@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from convexbn.gated.penalties import Penalty, Slope
-from convexbn.gated.shards import Shards
+from convexbn.shards import Shards
 from convexbn.solvers.pooled import Operator
 
 if TYPE_CHECKING:

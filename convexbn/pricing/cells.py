@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -133,8 +134,8 @@ def cone_multipliers(cone: FloatArray, centre: FloatArray, opening: FloatArray |
     except RuntimeError:  # out of iterations
         multipliers = np.zeros(len(cone))
     residual = matrix @ multipliers - target
-    slope, scale = matrix.T @ residual, float(np.linalg.norm(centre))
-    if float(np.min(slope, initial=0.0)) >= -1e-9 * scale and abs(float(multipliers @ slope)) <= 1e-9 * scale**2:
+    slope, scale = matrix.T @ residual, math.sqrt(float(centre @ centre))
+    if slope.min(initial=0.0) >= -1e-9 * scale and abs(float(multipliers @ slope)) <= 1e-9 * scale**2:
         return multipliers
     slower = np.maximum(lsq_linear(matrix, target, bounds=(0.0, np.inf), method="bvls", tol=1e-14, max_iter=10 * len(cone)).x, 0.0)
     better = np.linalg.norm(matrix @ slower - target) < np.linalg.norm(residual)

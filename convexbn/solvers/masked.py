@@ -77,6 +77,11 @@ class MaskedOperator:
             raise InputError(f"max_memory = {self.max_memory} is too small for one tile of a product: allow at least {need} bytes")
         return rows, arrangements
 
+    def rows_of(self, columns: int) -> int:
+        """How many samples a tile of so many columns has, for products with other matrices: a few arrays of that size fit."""
+        room = (self.max_memory - self.stored) // (4 * self.basis.element_size())
+        return max(1, min(room, self._preferred) // columns)
+
     @property
     def _preferred(self) -> int:
         return CPU_TILE if self.basis.device.type == "cpu" else GPU_TILE
@@ -155,6 +160,27 @@ class MaskedOperator:
     def to(self, dtype: torch.dtype) -> MaskedOperator:
         """The same operator in another floating type."""
         return replace(self, basis=self.basis.to(dtype))
+
+
+def check_device(device: str) -> str:
+    """A device that PyTorch has here.
+
+    Raises
+    ------
+    InputError
+        For a word that names no device, for "cuda" where PyTorch finds no GPU, and where PyTorch itself is missing.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError("PyTorch is missing, which this solver computes with: pip install 'convexbn[torch]'") from error
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device = {device!r} is unknown: choose 'cpu' or 'cuda'") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device = {device!r}, but PyTorch finds no GPU with CUDA here: choose 'cpu', or install PyTorch for your GPU")
+    return device
 
 
 def expanded(bits: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:

@@ -114,7 +114,7 @@ class ProximalPoint:
     def _at(self, f: FloatArray, faces: IntArray) -> _Point:
         gradient = self.loss.gradient(f)
         index, signs = self.blocks.index(self.chosen), self.blocks.signs(self.chosen)
-        centres = self.start - self.sigma * signs[:, None] * self.blocks.centres(gradient, index)
+        centres = self.start - self.sigma * signs[:, None] * self.blocks.centres(gradient)[index]
         threshold = self.sigma * self.beta
         projections, lengths, faces = self.blocks.cones.project(index, centres, faces, threshold)
         factors = np.maximum(0.0, 1.0 - threshold / np.where(lengths > 0, lengths, 1.0)) * (lengths > threshold)
@@ -128,21 +128,21 @@ class ProximalPoint:
         alive = np.flatnonzero(point.factors)
         if not len(alive):
             return -point.residual
-        roots = [self._root(int(k), point) for k in alive]
+        hulls = self.blocks.cones.hulls(point.faces[alive])
+        roots = [self._root(int(k), hull, point) for k, hull in zip(alive, hulls, strict=True)]
         index = np.repeat(self.blocks.index(self.chosen[alive]), [root.shape[1] for root in roots])
-        images = self.blocks.features(index, np.hstack(roots).T)
-        weighted = self.loss.curvature(f)[:, None] * images
-        system = images.T @ weighted
+        directions, bend = np.hstack(roots).T, self.loss.curvature(f)
+        system = self.blocks.gram(index, directions, bend)
         system[np.diag_indices_from(system)] += 1.0 / self.sigma
-        correction: FloatArray = images @ np.linalg.solve(system, weighted.T @ point.residual)
-        return correction - point.residual
+        right = np.sum(directions * self.blocks.centres(bend * point.residual)[index], axis=1)
+        amplitudes = np.linalg.solve(system, right)
+        return self.blocks.predictions(index, amplitudes[:, None] * directions) - point.residual
 
-    def _root(self, k: int, point: _Point) -> FloatArray:
-        """R (p, dimensions of the face) with R R^T = (1 - t) P + t u u^T, u the unit projection, P the projector on its face.
+    def _root(self, k: int, hull: FloatArray, point: _Point) -> FloatArray:
+        """R (p, dimensions of the face) with R R^T = (1 - t) P + t u u^T, u the unit projection, P the projector on the face's hull.
 
         t = sigma beta over the length of the projection.
         """
-        hull = self.blocks.cones.hull(int(self.blocks.index(self.chosen[k])), point.faces[k])
         inner = hull.T @ point.projections[k]
         inner /= np.linalg.norm(inner)
         root = float(np.sqrt(point.factors[k]))

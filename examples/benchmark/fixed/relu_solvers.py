@@ -8,7 +8,7 @@ from solvers import Contender
 
 from convexbn import ActiveSet, Arrangements, Program, Squared
 from convexbn.pricing import price_arrangements
-from convexbn.solvers.active_set.blocks import Blocks
+from convexbn.solvers.active_set.blocks import blocks_of
 
 NONZEROS = 10**7  # of the matrices that CVXPY's solvers are given
 PATH = 20  # values of beta on adelie's way down: faster on M than a single one, no slower on S
@@ -35,7 +35,7 @@ def _active_set(problem: Problem, prepared: None, rounds: float) -> np.ndarray:
     solution = ActiveSet(rounds=int(rounds), tolerance=1e-10).solve(program)
     weights = np.zeros((2, *problem.gates.shape))
     sizes = solution.outputs[:, 0]
-    homes = Blocks(program).homes(solution.directions)
+    homes = blocks_of(program).homes(solution.directions)
     np.add.at(weights, (np.where(sizes > 0, 0, 1), homes), np.abs(sizes)[:, None] * solution.directions)
     return weights
 

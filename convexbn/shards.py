@@ -1,11 +1,12 @@
-"""Where the parts of a gated program lie: in one process, or arrangements and samples spread over the processes of torch.distributed."""
+"""Where the parts of a program lie: in one process, or arrangements and samples spread over the processes of torch.distributed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from convexbn.validation import FloatArray, check_data
 from convexbn.whitening import Whitening, check_rank, enough, powers_of_two
@@ -13,6 +14,8 @@ from convexbn.whitening import Whitening, check_rank, enough, powers_of_two
 if TYPE_CHECKING:
     import torch
     import torch.distributed
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -59,22 +62,38 @@ class Shards:
             torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=self.arrangements)
         return float(number)
 
-    def part_of(self, arrangements: FloatArray) -> FloatArray:
-        """Of the rows of an array that all processes have, one for each arrangement, those of this process: every so many."""
+    @property
+    def place(self) -> tuple[int, int]:
+        """Which of the processes over arrangements this is, and how many they are."""
         import torch
 
         if self.arrangements is None:
-            return arrangements
-        rank, size = torch.distributed.get_rank(self.arrangements), torch.distributed.get_world_size(self.arrangements)
+            return 0, 1
+        return torch.distributed.get_rank(self.arrangements), torch.distributed.get_world_size(self.arrangements)
+
+    def part_of(self, arrangements: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Of the rows of an array that all processes have, one for each arrangement, those of this process: every so many."""
+        rank, size = self.place
         return arrangements[rank::size]
 
-    def gather(self, arrays: tuple[FloatArray, ...]) -> tuple[FloatArray, ...]:
+    def agreed(self, value: Value) -> Value:
+        """What the first of the processes over arrangements has: where rounding could part them."""
+        import torch
+
+        if self.arrangements is None:
+            return value
+        held = [value]
+        first = torch.distributed.get_global_rank(self.arrangements, 0)
+        torch.distributed.broadcast_object_list(held, src=first, group=self.arrangements)
+        return held[0]
+
+    def gather(self, arrays: tuple[npt.NDArray[Any], ...]) -> tuple[npt.NDArray[Any], ...]:
         """Arrays with a row for each arrangement, of all processes, one below the other."""
         import torch
 
         if self.arrangements is None:
             return arrays
-        parts: list[Any] = [None] * torch.distributed.get_world_size(self.arrangements)
+        parts: list[Any] = [None] * self.place[1]
         torch.distributed.all_gather_object(parts, arrays, group=self.arrangements)
         return tuple(np.concatenate(same) for same in zip(*parts, strict=True))
 

@@ -45,6 +45,13 @@ class Part:
         """The first so many; they come in a random order."""
         return Part(self.images[:count], self.labels[:count], self.classes, self.folder)
 
+    def drawn(self, count: int | None, seed: int) -> "Part":
+        """So many at random, for each seed others; all of them where there are no more."""
+        if count is None or count >= len(self.labels):
+            return self
+        chosen = np.random.default_rng(seed).choice(len(self.labels), count, replace=False)
+        return Part(self.images[chosen], self.labels[chosen], self.classes, self.folder)
+
     def cached(self, *words: Any) -> Path:
         """A file of this name that belongs to these images."""
         *name, suffix = words
@@ -127,7 +134,8 @@ class Row:
     grid : settings that the validation images choose from; one alone is no choice
     shared : settings of all of them
     final : what is different in the final fits, on all training images
-    samples, choice_samples : training images of the final fits and of the choice; None takes all
+    choice_of : another row of the table, above, whose choice is taken over
+    samples, choice_samples : training images of the final fits, which the seed draws, and of the choice; None takes all
     seeds : of the final fits
     """
 
@@ -137,6 +145,7 @@ class Row:
     grid: tuple[Settings, ...] = ({},)
     shared: Settings = field(default_factory=dict)
     final: Settings = field(default_factory=dict)
+    choice_of: str = ""
     samples: int | None = None
     choice_samples: int | None = None
     seeds: int = 1

@@ -15,17 +15,21 @@ def spread(values: list[float], form: str) -> str:
     return f"{np.mean(values):{form}}" + (f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else "")
 
 
-def markdown(records: list[Record], title: str, tests: int) -> str:
+def markdown(records: list[Record], title: str, tests: int, machine: str) -> str:
     """A table for each heading, and what was chosen among what."""
-    lines = [f"# {title}", "", f"Accuracies are those of PyTorch models on {tests:,} test images. Times are in seconds, choices apart.", ""]
+    lines = [
+        *(f"# {title}", ""),
+        f"Accuracies are those of PyTorch models on {tests:,} test images, with the standard deviation over the seeds, which draw the",
+        f"images too where they are a part. Times are in seconds, choices apart; {machine}.",
+        "",
+    ]
     for table in dict.fromkeys(record["table"] for record in records):
         lines += [
             f"## {table}",
             "",
             "| method | images | test accuracy | seeds | time | CPU time | objective | gap | settings |",
-            "|---|" * 9,
+            "|" + "---|" * 9,
         ]
-        lines[-1] = "|" + "---|" * 9
         lines += [line(record) for record in records if record["table"] == table] + [""]
     lines += ["## Choices", "", "Made on validation images, a part of the training images; then fitted on all.", ""]
     lines += [choices(record) for record in records if len(record["trials"]) > 1] + [""]
@@ -45,6 +49,8 @@ def line(record: Record) -> str:
     accuracy = spread([100.0 * value for value in column["test"]], ".2f") + " %"
     times = spread(column["seconds"], ".0f"), spread(column["cpu"], ".0f")
     settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+    if record["device"] != "cpu":
+        settings += f", on {record['device']}"
     cells = record["name"], f"{record['samples']:,}", accuracy, str(len(runs)), *times, objective, gap, settings
     return "| " + " | ".join(cells) + " |"
 

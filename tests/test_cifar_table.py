@@ -18,6 +18,7 @@ from torch import nn
 
 import cifar_table as table
 import cifar_table_convex as convex
+import cifar_table_rows as rows
 from cifar_table_data import Part, Row, Split, Trained, load, principal
 from cifar_table_report import markdown
 from convexbn import Squared, fit_convex_bn
@@ -51,11 +52,14 @@ def split(folder, tmp_path_factory) -> Split:
     return load("cifar10", folder, tmp_path_factory.mktemp("cache"))
 
 
-def run(*arguments: str) -> str:
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def run(*arguments: str) -> None:
+    result = run_script(*arguments)
     assert result.returncode == 0, result.stderr
-    return result.stderr
 
 
 def test_the_parts_have_no_image_in_common_and_the_whole_is_two_of_them(split):
@@ -66,19 +70,21 @@ def test_the_parts_have_no_image_in_common_and_the_whole_is_two_of_them(split):
 
 
 def test_the_script_writes_the_tables_and_goes_on_where_it_stopped(folder, tmp_path):
-    rows = "0", "2", "5", "16", "18"
+    numbers = "0", "3", "4", "17", "19"
     arguments = "--data", str(folder), "--quick", "--output", str(tmp_path), "--only"
-    run(*arguments, *rows[:2])
+    run(*arguments, *numbers[:2])
     first = json.loads((tmp_path / "results.json").read_text())
-    run(*arguments, *rows)
+    run(*arguments, *numbers)
     second = json.loads((tmp_path / "results.json").read_text())
     assert all(second[key] == record for key, record in first.items())
     assert len(second) == 5
+    chosen, following = (second[f"{rows.WHOLE}: convex, gated, truncated{name}"]["settings"] for name in ("", ", in the time of SGD"))
+    assert all(following[name] == chosen[name] for name in ("loss", "rank", "fraction"))
     for record in second.values():
         for outcome in record["runs"]:
             assert 0.9 <= outcome["test"] <= 1.0
             assert outcome["bound"] is None or outcome["bound"] <= outcome["objective"] * (1.0 + 1e-9)
-    optima = [second[f"{table.SQUARE}: closed form, depth {depth}"]["runs"][0]["objective"] for depth in (2, 3)]
+    optima = [second[f"{rows.SQUARE}: closed form, depth {depth}"]["runs"][0]["objective"] for depth in (2, 3)]
     assert optima[0] == pytest.approx(optima[1], rel=1e-9)
     text = (tmp_path / "table.md").read_text()
     assert text.count("| ") > 5
@@ -89,9 +95,45 @@ def test_the_script_writes_the_tables_and_goes_on_where_it_stopped(folder, tmp_p
 
 @pytest.mark.skipif(EXACT is None, reason="CONVEXBN_CIFAR is not set to a folder with CIFAR-10")
 def test_on_real_images_the_models_are_better_than_chance(tmp_path):
-    run("--data", str(EXACT), "--quick", "--output", str(tmp_path), "--only", "0", "2")
+    run("--data", str(EXACT), "--quick", "--output", str(tmp_path), "--only", "0", "3")
     for record in json.loads((tmp_path / "results.json").read_text()).values():
         assert record["runs"][0]["test"] > 0.15
+
+
+def test_the_seed_draws_other_images_where_they_are_a_part(split):
+    drawn = [split.whole.drawn(20, seed) for seed in (0, 1, 0)]
+    assert all(len(np.unique(part.images, axis=0)) == 20 for part in drawn)
+    np.testing.assert_array_equal(drawn[0].images, drawn[2].images)
+    assert not np.array_equal(np.sort(drawn[0].images, axis=0), np.sort(drawn[1].images, axis=0))
+    assert split.whole.drawn(100, 1) is split.whole is split.whole.drawn(None, 1)
+
+
+def test_a_row_takes_over_the_choice_of_another_and_is_fitted_anew_where_that_changes(split, tmp_path):
+    asked: list[int] = []
+
+    def fit(part: Part, settings, seed: int, device: str) -> Trained:
+        asked.append(settings["answer"])
+        return Trained(Constant(settings["answer"], []))
+
+    best = int(np.argmax(np.bincount(split.validation.labels, minlength=10)))
+    store = table.Store.at(tmp_path / "results.json")
+    leader = Row("table", "leader", fit, rows.grid(answer=tuple(range(10))))
+    follower = Row("table", "follower", fit, choice_of="leader", samples=50, seeds=2)
+    with pytest.raises(SystemExit, match="'leader': run that row first"):
+        table.complete(follower, split, store, "", "cpu")
+    for row in (leader, follower):
+        table.complete(row, split, store, "", "cpu")
+    assert asked == [*range(10), best, best, best]
+    table.complete(replace(leader, grid=rows.grid(answer=(3, 3))), split, store, "", "cpu")
+    table.complete(follower, split, store, "", "cpu")
+    assert asked[13:] == [3] * 5
+    assert store.records["table: follower"]["samples"] == 50
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(tmp_path):
+    result = run_script("--data", str(tmp_path / "nowhere"), "--device", "cuda:99")
+    assert result.returncode == 2
+    assert "device = 'cuda:99' can't be used here" in result.stderr
 
 
 class Constant(nn.Module):
@@ -115,7 +157,7 @@ def test_validation_chooses_and_the_test_images_are_read_once_a_seed(split, tmp_
         fitted.append((len(part.labels), settings["answer"], seed))
         return Trained(Constant(settings["answer"], seen))
 
-    row = Row("table", "row", fit, table.grid(answer=tuple(range(10))), seeds=2, choice_samples=50)
+    row = Row("table", "row", fit, rows.grid(answer=tuple(range(10))), seeds=2, choice_samples=50)
     store = table.Store.at(tmp_path / "results.json")
     table.complete(row, split, store, "", "cpu")
     best = int(np.argmax(np.bincount(split.validation.labels, minlength=10)))
@@ -138,7 +180,7 @@ def test_an_interrupt_loses_one_result(split, tmp_path):
             raise KeyboardInterrupt
         return Trained(Constant(settings["answer"], []))
 
-    row = Row("table", "row", fit, table.grid(answer=(0, 1, 2, 3, 4)))
+    row = Row("table", "row", fit, rows.grid(answer=(0, 1, 2, 3, 4)))
     with pytest.raises(KeyboardInterrupt):
         table.complete(row, split, table.Store.at(tmp_path / "results.json"), "", "cpu")
     table.complete(row, split, table.Store.at(tmp_path / "results.json"), "", "cpu")
@@ -175,6 +217,8 @@ def test_a_loose_proof_is_called_an_estimate(split):
 def test_the_table_shows_means_spreads_and_the_word_of_a_bound():
     runs = [{"test": 0.5, "seconds": 1.0, "cpu": 2.0, "objective": 10.0, "bound": 9.0, "evidence": "proved"} for _ in range(2)]
     runs[1] = {**runs[1], "test": 0.52}
-    record = {"table": "T", "name": "row", "samples": 1000, "settings": {"rank": 3}, "trials": [], "runs": runs}
-    line = next(line for line in markdown([record], "title", 10).splitlines() if line.startswith("| row"))
+    record = {"table": "T", "name": "row", "samples": 1000, "settings": {"rank": 3}, "device": "cpu", "trials": [], "runs": runs}
+    lines = markdown([record, {**record, "device": "cuda:1"}], "title", 10, "machine").splitlines()
+    line, other = (line for line in lines if line.startswith("| row"))
     assert line == "| row | 1,000 | 51.00 ± 1.41 % | 2 | 1 ± 0 | 2 ± 0 | 10 ± 0 | 1.0e-01, proved | rank 3 |"
+    assert other == line.replace("rank 3", "rank 3, on cuda:1")

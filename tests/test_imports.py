@@ -17,6 +17,7 @@ ROOT = Path(convexbn.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path for path in ROOT.rglob("*.py")}
 FLOORS = [
     ["validation", "progress", "threads"],
+    ["devices"],
     ["losses", "arrangements", "whitening", "patches", "features", "collapse"],
     ["program", "network", "pricing", "smoothing", "screening", "checkpoint", "streaming", "shards"],
     ["solution", "pruning", "judge"],
@@ -33,7 +34,7 @@ HOMES = {
     "cvxpy": {"post_bn.conic", "solvers.conic"},
     "matplotlib": {"path"},
     "sklearn": {"estimators"},
-    "torch": {"export", "features", "gated", "shards", "solvers", "training"},
+    "torch": {"devices", "export", "features", "gated", "shards", "solvers", "training"},
 }
 EVERYWHERE = {*sys.stdlib_module_names, "numpy", "scipy", "rich", "threadpoolctl"}
 HEAVY = ["torch", "cvxpy", "sklearn", "scipy.optimize", "rich", "matplotlib", "pandas"]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.certificate import Certificate, Evidence
+from convexbn.devices import check_device
 from convexbn.gated.cones import Conversion, to_relu
 from convexbn.gated.gates import choose_gates
 from convexbn.gated.network import GatedNetwork
@@ -259,6 +260,7 @@ def _prepare(
     patches: Patches | None,
 ) -> _Prepared:
     """Check, whiten, draw gates, and build the program with beta 1."""
+    device = check_device(device)
     clock, seconds = time.perf_counter(), {}
     data, the_loss = check_data(X) if patches is None else np.asarray(X), get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))

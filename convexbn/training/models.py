@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from convexbn.devices import check_device
 from convexbn.losses import Loss, get_loss
 from convexbn.training.descent import Plan, descend
 from convexbn.training.methods import SGD, Method
@@ -88,12 +89,12 @@ def train_model(
     InputError
         For unusable arguments.
     """
-    the_loss = get_loss(loss)
+    the_loss, place = get_loss(loss), check_device(device)
     check_torch_loss(the_loss)
     plan = Plan(epochs, batch_size, patience, seed, verbose)
     if patience is not None and validation is None:
         raise InputError(f"patience = {patience} has nothing to wait for: pass a validation set, or leave it out")
-    trained = copy.deepcopy(model).to(device)
+    trained = copy.deepcopy(model).to(place)
     data = _tensors(X, y, the_loss, trained)
     held = None if validation is None else _tensors(*validation, the_loss, trained)
     trainee = _Model(trained, *data, the_loss, _penalty(trained, data[0], weight_decay, beta), held)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from convexbn.devices import check_device
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
 from convexbn.training.descent import Plan, descend
@@ -111,12 +112,12 @@ def train_networks(
     if coordinates not in COORDINATES:
         raise InputError(f"coordinates = {coordinates!r} is unknown: choose 'whitened' or 'raw'")
     plan = Plan(epochs, batch_size, patience, check_count(seed, "seed", 0), verbose)
+    place = torch.empty(0, device=check_device(device), dtype=torch.float64 if dtype is None else dtype)
     if batch_size is not None and batch_size > len(data):
         raise InputError(f"batch_size = {batch_size} is larger than the {len(data)} samples of X: leave it out to take them all")
     # A rank, be it the full one, keeps the relative units of the columns, and so the directions and Sigma of X itself.
     whitening = whiten(data, rank=min(data.shape) if rank is None and coordinates == "raw" else rank)
     size = math.sqrt((float(np.linalg.norm(targets)) or 1.0) / check_count(width, "width"))
-    place = torch.empty(0, device=device, dtype=torch.float64 if dtype is None else dtype)
     problem = Problem(
         basis=torch.as_tensor(whitening.basis).to(place),
         targets=torch.as_tensor(targets).to(place),

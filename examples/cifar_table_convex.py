@@ -21,6 +21,7 @@ from convexbn.features import random_layers
 from convexbn.solvers.masked import MAX_MEMORY
 
 LOOSE = 0.5  # relative gap: a proof that is looser says less than the estimate
+FOREVER = 1e9  # seconds: steps and rounds are counted, so that a busy machine has the same table
 
 
 def trained(model: nn.Module, certificate: Certificate) -> Trained:
@@ -50,7 +51,7 @@ def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
         loss=settings["loss"],
         rank=settings["rank"],
         lean=settings["lean"],
-        solver=GatedSolver(settings["tolerance"], settings["iterations"], precision="float32", checkpoint=path, verbose=True),
+        solver=GatedSolver(settings["tolerance"], settings["iterations"], FOREVER, precision="float32", checkpoint=path, verbose=True),
         seed=seed,
         device=device,
         max_memory=settings.get("memory", MAX_MEMORY),
@@ -68,7 +69,7 @@ def all_arrangements(part: Part, settings: Settings, seed: int, device: str) -> 
         data,
         part.targets,
         beta=settings["fraction"] * beta_max(data, part.targets, **reading),
-        solver=SlidingFrankWolfe(tolerance=settings["tolerance"], seconds=settings["seconds"], seed=seed),
+        solver=SlidingFrankWolfe(settings["tolerance"], settings["rounds"], FOREVER, seed=seed),
         proof_seconds=settings["proof_seconds"],
         verbose=True,
         **reading,
@@ -80,15 +81,15 @@ def all_arrangements(part: Part, settings: Settings, seed: int, device: str) -> 
 def sampled_arrangements(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     """The ReLU network over sampled arrangements, a program for each class: one against the rest, which is another, larger penalty.
 
-    Objectives and bounds add up. The networks become one, whose outputs are theirs.
+    Objectives and bounds add up. The networks become one, whose outputs are theirs. The leading principal directions are found once.
     """
-    pixels = part.pixels
+    before = principal(part, settings["rank"])
+    rows = coordinates(before, part).double().numpy()
     fits = [
         fit_convex_bn(
-            pixels,
+            rows,
             targets,
-            beta=settings["fraction"] * beta_max(pixels, targets, rank=settings["rank"]),
-            rank=settings["rank"],
+            beta=settings["fraction"] * beta_max(rows, targets) or 1.0,  # 0 for a class without images
             arrangements=settings["arrangements"],
             seed=seed,
             verbose=True,
@@ -96,7 +97,7 @@ def sampled_arrangements(part: Part, settings: Settings, seed: int, device: str)
         for targets in part.targets.T
     ]
     objective, bound = (sum(getattr(fit.certificate, name) for fit in fits) for name in ("objective", "bound"))
-    model = nn.Sequential(nn.Flatten(), *to_torch(side_by_side([fit.network for fit in fits])))
+    model = nn.Sequential(*before.double(), *to_torch(side_by_side([fit.network for fit in fits])))
     return Trained(model, objective, bound, fits[0].certificate.evidence.value)
 
 

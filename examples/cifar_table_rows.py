@@ -41,8 +41,8 @@ def whole_images(gates: int) -> list[Row]:
     untruncated = {**GATED, "gates": 20, "loss": "softmax", "iterations": 20, "rank": None}
     return [
         Row(WHOLE, "SGD, cross-entropy", by_sgd, grid(rate=(0.03, 0.1, 0.3), decay=(1e-4, 1e-3)), SGD, seeds=3),
-        Row(WHOLE, "SGD, squared loss", by_sgd, grid(rate=(0.003, 0.01, 0.03), decay=(1e-4, 1e-3)), plain, seeds=3),
-        Row(WHOLE, "convex, gated, all directions", gated, grid(fraction=(0.1, 0.2, 0.4)), untruncated, {"gates": 50}, seeds=3),
+        Row(WHOLE, "SGD, squared loss", by_sgd, grid(rate=(0.003, 0.01, 0.03), decay=(1e-3,)), plain, seeds=3),
+        Row(WHOLE, "convex, gated, all directions", gated, grid(fraction=(0.1, 0.2, 0.4)), untruncated, choice_samples=15_000, seeds=3),
         Row(WHOLE, truncated, gated, choices, {**program, "gates": 300}, {"gates": gates}, seeds=3),
         Row(WHOLE, f"{truncated}, in the time of SGD", gated, choice_of=truncated, shared=short, seeds=3),
     ]

@@ -20,8 +20,10 @@ import cifar_table as table
 import cifar_table_convex as convex
 import cifar_table_rows as rows
 from cifar_table_data import Part, Row, Split, Trained, load, principal
+from cifar_table_descent import on_the_program
 from cifar_table_report import markdown
 from convexbn import Squared, fit_convex_bn
+from convexbn.training import evaluate
 
 SCRIPT = Path(__file__).parents[1] / "examples/cifar_table.py"
 EXACT = os.environ.get("CONVEXBN_CIFAR")
@@ -52,13 +54,9 @@ def split(folder, tmp_path_factory) -> Split:
     return load("cifar10", folder, tmp_path_factory.mktemp("cache"))
 
 
-def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300)
-
-
 def run(*arguments: str) -> None:
-    result = run_script(*arguments)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
 
 
@@ -130,10 +128,27 @@ def test_a_row_takes_over_the_choice_of_another_and_is_fitted_anew_where_that_ch
     assert store.records["table: follower"]["samples"] == 50
 
 
-def test_a_device_that_is_not_there_is_refused_before_anything_is_read(tmp_path):
-    result = run_script("--data", str(tmp_path / "nowhere"), "--device", "cuda:99")
-    assert result.returncode == 2
-    assert "device = 'cuda:99' can't be used here" in result.stderr
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cifar_table.py", "--data", str(tmp_path / "nowhere"), "--device", "cuda:99"])
+    with pytest.raises(SystemExit, match="2"):
+        table.main()
+    assert "device = 'cuda:99' can't be used here" in capsys.readouterr().err
+
+
+def test_every_way_to_fit_has_an_output_for_each_class_though_some_have_no_image(tmp_path):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (30, 3, 32, 32), dtype=np.uint8)
+    ways = {row.fit: {**row.shared, **row.grid[0], **row.final} for row in map(rows.quickened, rows.all_rows(30))}
+    ways[on_the_program] |= {"rank": 2, "fraction": 0.5}
+    small = {"directions": 20, "rank": 2, "fraction": 0.5, "rounds": 1, "arrangements": 2, "gates": 5, "width": 70, "epochs": 2}
+    assert len(ways) == 7
+    for fit, settings in ways.items():
+        classes = 3 if fit is convex.sampled_arrangements else 100  # it has a program for each class
+        part = Part(images, generator.integers(0, classes - 1, 30), classes, tmp_path)
+        capped = {name: min(value, small.get(name, value)) if value is not None else None for name, value in settings.items()}
+        outputs = evaluate(fit(part, {**capped, "proof_seconds": 0.01}, 0, "cpu").model, part.inputs)
+        assert outputs.shape == (30, classes)
+        assert np.isfinite(outputs).all()
 
 
 class Constant(nn.Module):

@@ -69,7 +69,7 @@ def part_of_images() -> list[Row]:
 def patches() -> list[Row]:
     """One layer of patches on 2,000 images."""
     descent = grid(rate=(0.03, 0.1), decay=(1e-4, 1e-3))
-    relu = grid(rank=(30,), fraction=(0.01, 0.02)) + grid(rank=(60,), fraction=(0.01,))
+    relu = grid(rank=(15, 30), fraction=(0.01, 0.02))
     gates = {**GATED, **CUT, "lean": 0.0}
     return [
         Row(PATCHES, "SGD on patches, cross-entropy", by_sgd, descent, {**SGD, **SHORT, **CUT}, **SMALL),

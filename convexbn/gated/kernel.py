@@ -21,6 +21,7 @@ KERNEL_CHECK = 5  # iterations between looks at the gap
 BALANCE = (10, 20, 40, 80, 160, 320)  # iterations after which the two residuals are balanced
 UNBALANCED = 3.0
 SAMPLES = 3000  # up to which it is the faster method
+WRITTEN_OUT = 2**19  # entries of A, up to which it is made: so small a matrix stays in the cache
 
 
 def fits_kernel(program: GatedProgram) -> bool:
@@ -43,7 +44,8 @@ class KernelIterate:
     weights: torch.Tensor
 
     def __post_init__(self) -> None:
-        program = self.program
+        program, small = self.program, self.program.y[:, :1].size * self.weights[:, :, :1].numel() <= WRITTEN_OUT
+        self.matrix = program.operator.written_out().numpy() if small else None
         kernel = program.operator.kernel().numpy()
         self.quotient = TRACE * float(np.trace(kernel)) / len(kernel)
         self.solve = _solver(kernel, self.quotient)
@@ -56,14 +58,19 @@ class KernelIterate:
 
     def forward(self, weights: torch.Tensor) -> FloatArray:
         """A S, (n, C)."""
-        predictions: FloatArray = self.program.operator.forward(weights).numpy()
+        if self.matrix is None:
+            predictions: FloatArray = self.program.operator.forward(weights).numpy()
+        else:
+            predictions = self.matrix @ weights.numpy().reshape(-1, weights.shape[2])
         return predictions
 
     def adjoint(self, v: FloatArray) -> torch.Tensor:
         """A^T V, (P, r+1, C)."""
         import torch
 
-        return self.program.operator.adjoint(torch.as_tensor(v))
+        if self.matrix is None:
+            return self.program.operator.adjoint(torch.as_tensor(v))
+        return torch.as_tensor(self.matrix.T @ v).view(self.weights.shape)
 
     def step(self) -> None:
         """One iteration; now and then the stiffness is balanced, and the scaled shifts with it."""
@@ -125,14 +132,18 @@ class KernelIterate:
 
 def _solver(kernel: FloatArray, quotient: float) -> Callable[[FloatArray], FloatArray]:
     """The inverse of quotient I + kernel as a map of (n, C)."""
-    from scipy.linalg import lapack
+    from scipy.linalg import blas, lapack
 
     kernel[np.diag_indices_from(kernel)] += quotient
     factor, failed = lapack.dpotrf(kernel.T, lower=1, overwrite_a=1, clean=0)
     assert failed == 0, "a positive multiple of the identity is added"
 
     def solve(right: FloatArray) -> FloatArray:
-        solution: FloatArray = lapack.dpotrs(factor, right, lower=1)[0]
+        if right.shape[1] > 1:
+            solution: FloatArray = lapack.dpotrs(factor, right, lower=1)[0]
+            return solution
+        half = blas.dtrsv(factor, right[:, 0], lower=1)  # for one column three to five times as fast as dpotrs
+        solution = blas.dtrsv(factor, half, lower=1, trans=1, overwrite_x=1)[:, None]
         return solution
 
     return solve

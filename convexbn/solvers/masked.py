@@ -152,6 +152,11 @@ class MaskedOperator:
         masks = self._expand(slice(None), slice(0, self.count)).float()
         return (self.basis @ self.basis.mT).mul_(masks @ masks.mT)  # whole numbers, exact in float32
 
+    def written_out(self) -> torch.Tensor:
+        """A itself, (n, P (r+1)), for what is small enough to write it out."""
+        masks = self.masks(slice(None), slice(0, self.count))
+        return (masks[:, :, None] * self.basis[:, None, :]).flatten(1)
+
     def take(self, arrangements: torch.Tensor) -> MaskedOperator:
         """The operator of a subset of the arrangements, `arrangements` their indices (q,) in rising order."""
         bits = bits_taken(self.bits, self.count, arrangements, 8 * self.tile(1)[0])

@@ -138,6 +138,10 @@ class PooledOperator:
                 kernel[rows, columns] = some @ self.features(columns).mT
         return kernel
 
+    def written_out(self) -> torch.Tensor:
+        """A itself, (n, P (r+1)), for what is small enough to write it out."""
+        return self.features(slice(0, self.samples))
+
     def take(self, arrangements: torch.Tensor) -> PooledOperator:
         """The operator of a subset of the arrangements, `arrangements` their indices (q,) in rising order."""
         bits = bits_taken(self.bits, self.count, arrangements, self.tile() * self.pooling.patches)

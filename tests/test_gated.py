@@ -325,6 +325,16 @@ def test_settings_are_checked(options: dict[str, object], message: str):
         GatedSolver(**options)
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_writing_a_small_matrix_out_changes_nothing(outputs: int, monkeypatch: pytest.MonkeyPatch):
+    program = random_program(Squared(), outputs=outputs)
+    written = GatedSolver(tolerance=1e-9, method="kernel").solve(program)
+    monkeypatch.setattr("convexbn.gated.kernel.WRITTEN_OUT", 0)
+    tiled = GatedSolver(tolerance=1e-9, method="kernel").solve(program)
+    assert tiled.iterations == written.iterations
+    assert tiled.weights == pytest.approx(written.weights, abs=1e-11)
+
+
 def test_a_kernel_that_can_not_be_is_refused():
     program = random_program(Squared())
     with pytest.raises(InputError, match=r"^method = 'kernel' needs one process"):

@@ -51,6 +51,7 @@ def test_products_are_those_of_the_matrix(max_memory: int, outputs: int, precisi
     assert operator.forward(weights).numpy() == pytest.approx(matrix @ weights.numpy().reshape(-1, outputs), abs=accuracy)
     assert operator.adjoint(residual).numpy().reshape(-1, outputs) == pytest.approx(matrix.T @ residual.numpy(), abs=accuracy)
     assert (operator.tile(outputs)[0] < 150) == (max_memory == SMALL)
+    assert operator.written_out().numpy() == pytest.approx(matrix, abs=0.0)
 
 
 @pytest.mark.parametrize("problem", degenerate_problems(), ids=str)

@@ -47,6 +47,7 @@ def test_products_are_those_of_the_rows_pooled(pooling: Pooling, max_memory: int
     assert pooled.total().numpy() == pytest.approx(pooling.pool(plain.total().numpy()), abs=accuracy)
     rows = pooling.pool(plain.kernel().numpy())
     assert pooled.kernel().numpy() == pytest.approx(pooling.pool(rows.T), abs=accuracy)
+    assert pooled.written_out().numpy() == pytest.approx(pooling.pool(plain.written_out().numpy()), abs=accuracy)
 
 
 @each_memory

@@ -1,0 +1,20 @@
+"""One thread for small work, whoever computes, and all of them again afterwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_info
+
+from convexbn.threads import LARGE, few_threads
+
+
+def test_small_work_has_one_thread_and_large_work_keeps_its_threads():
+    before = torch.get_num_threads(), threadpool_info()
+    assert np.isfinite(np.eye(2) @ np.eye(2)).all()
+    with few_threads(LARGE - 1):
+        assert torch.get_num_threads() == 1
+        assert {library["num_threads"] for library in threadpool_info()} == {1}
+    with few_threads(LARGE):
+        assert (torch.get_num_threads(), threadpool_info()) == before
+    assert (torch.get_num_threads(), threadpool_info()) == before

@@ -5,6 +5,14 @@ from __future__ import annotations
 from convexbn.validation import InputError
 
 
+def need_torch() -> None:
+    """Raise `InputError` where PyTorch is missing, which is no part of the smallest installation."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise InputError("PyTorch is missing, which this solver computes with: pip install 'convexbn[torch]'") from error
+
+
 def check_device(device: object) -> str:
     """Return the name of a device that PyTorch can compute on, such as "cpu", "cuda" or "cuda:1", or raise `InputError`."""
     name = str(device)

@@ -272,15 +272,6 @@ def test_every_tensor_names_its_device():
     assert solution.status is Status.OPTIMAL
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:7", "abacus", 3])
-def test_a_device_that_is_not_there_is_refused_with_advice(device: object, monkeypatch: pytest.MonkeyPatch):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"device = .*'cpu'"):
-        ActiveSet(device=device)
-
-
 def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"convexbn\[torch\]"):

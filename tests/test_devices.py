@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from convexbn import InputError, fit_gated_bn, fit_gated_path
+from convexbn import ActiveSet, InputError, fit_gated_bn, fit_gated_path
 from convexbn.devices import check_device
 from convexbn.training import train_model, train_networks
 
@@ -28,6 +28,7 @@ def test_a_device_that_can_not_compute_is_refused_by_name(device):
 @pytest.mark.parametrize(
     "fit",
     [
+        lambda: ActiveSet(device=MISSING),
         lambda: fit_gated_bn(X, Y, device=MISSING),
         lambda: fit_gated_path(X, Y, device=MISSING),
         lambda: train_networks(X, Y, beta=1.0, device=MISSING),

@@ -302,7 +302,6 @@ def test_an_interrupt_returns_what_is_there_with_its_gap(method: str):
         ({"lean": np.nan}, "^lean = nan can't be used"),
         ({"lean": "much"}, "^lean = 'much' can't be used"),
         ({"lean": 100.0}, "^lean = 100.0 can't be used"),
-        ({"device": "abacus"}, "^device = 'abacus' is unknown"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, object], message: str):

@@ -13,7 +13,7 @@ from convexbn.judge import best_scale
 from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.shards import Shards
-from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator, check_device, gated_bits
+from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator, gated_bits
 from convexbn.solvers.pooled import Operator, PooledOperator
 from convexbn.validation import FloatArray, InputError, check_positive
 
@@ -59,7 +59,6 @@ class GatedProgram:
 
     def __post_init__(self) -> None:
         check_positive(self.beta, "beta")
-        check_device(self.device)
         if self.y.ndim != 2 or len(self.y) * self.pooling.patches != len(self.basis):
             each = f", {self.pooling.patches} for each sample" if self.pooling.patches > 1 else ""
             raise InputError(f"y has shape {self.y.shape}, but the basis has {len(self.basis)} rows{each}: pass (n, C)")

@@ -167,27 +167,6 @@ class MaskedOperator:
         return replace(self, basis=self.basis.to(dtype))
 
 
-def check_device(device: str) -> str:
-    """A device that PyTorch has here.
-
-    Raises
-    ------
-    InputError
-        For a word that names no device, for "cuda" where PyTorch finds no GPU, and where PyTorch itself is missing.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError("PyTorch is missing, which this solver computes with: pip install 'convexbn[torch]'") from error
-    try:
-        kind = torch.device(device).type
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device = {device!r} is unknown: choose 'cpu' or 'cuda'") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device = {device!r}, but PyTorch finds no GPU with CUDA here: choose 'cpu', or install PyTorch for your GPU")
-    return device
-
-
 def expanded(bits: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
     """(n, P) the masks of `bits` (n, ceil(P / 8)) as 0 and 1."""
     import torch

@@ -6,12 +6,13 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from convexbn.devices import check_device, need_torch
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.shards import Shards
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.active_set.state import State
-from convexbn.solvers.masked import MAX_MEMORY, check_device
+from convexbn.solvers.masked import MAX_MEMORY
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
@@ -68,8 +69,7 @@ class ActiveSet:
         check_positive(self.seconds, "seconds")
         check_count(self.rounds, "rounds")
         check_count(self.max_memory, "max_memory")
-        if self.device != "cpu":  # for that one PyTorch is looked for when it is needed
-            check_device(self.device)
+        check_device(self.device)
         if self.shards.samples is not None:
             raise InputError("shards spread samples, but the active set needs all of them in each process: spread arrangements instead")
 
@@ -81,7 +81,7 @@ class ActiveSet:
         InputError
             For a program whose arrangements are not listed, too little memory, and where PyTorch is missing.
         """
-        check_device(self.device)
+        need_torch()
         with few_threads(program.basis.size):
             return self._solve(program)
 

@@ -11,7 +11,14 @@ from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared, get_
 from convexbn.smoothing import Smoothed
 from convexbn.validation import InputError
 
-SMOOTHED = (Smoothed(Hinge(), 0.1), Smoothed(Logistic(), 2.0), Smoothed(Huber(0.7), 0.5), Smoothed(Squared(), 1.0))
+SMOOTHED = (
+    Smoothed(Hinge(), 0.1),
+    Smoothed(Hinge(), 0.3, 0.4),
+    Smoothed(Huber(0.7), 0.5, -0.2),
+    Smoothed(Logistic(), 2.0),
+    Smoothed(Huber(0.7), 0.5),
+    Smoothed(Squared(), 1.0),
+)
 ALL_LOSSES = (*LOSSES, Huber(1e-3), Huber(1e3), *SMOOTHED)
 numbers = st.floats(-20.0, 20.0)
 targets = st.sampled_from([-1.0, 1.0])
@@ -198,9 +205,18 @@ def test_no_smaller_smoothness_would_do(loss: Loss, steepest: float):
 @steady
 @given(f=numbers, y=targets)
 def test_smoothing_lies_below_the_loss_by_at_most_its_width(smoothed: Smoothed, f: float, y: float):
-    loss, slope = smoothed.loss, smoothed.loss.gradient(one(f), one(y))[0]
-    below = loss.value(one(f), one(y)) - smoothed.value(one(f), one(y))
+    loss, there = smoothed.loss, one(f + smoothed.shift)
+    slope = loss.gradient(there, one(y))[0]
+    below = loss.value(there, one(y)) - smoothed.value(one(f), one(y))
     assert -1e-12 <= below <= 0.5 * smoothed.width * slope**2 + 1e-12
+
+
+def test_the_right_shift_takes_the_smoothing_away():
+    """min max(0, 1 - f) + (f - 1)^2 / 2 + 0.3 f has f = 1 on the kink, with slope -0.3 of the loss there, whatever the width."""
+    for width in (0.1, 1.0, 10.0):
+        shifted = Smoothed(Hinge(), width, shift=-0.3 * width)
+        assert shifted.gradient(one(1.0), one(1.0))[0] == pytest.approx(-0.3)
+        assert shifted.gradient(one(1.0), one(1.0))[0] * width == pytest.approx(shifted.shift)
 
 
 def test_smoothed_hinge_by_hand():

@@ -7,6 +7,7 @@ import numpy as np
 from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.pricing.local import normalised
+from convexbn.smoothing import on_samples
 from convexbn.validation import FloatArray
 
 BLOCK = 32_768  # activations at a time: they stay in the cache
@@ -57,7 +58,8 @@ def slide(
         columns = np.ascontiguousarray(inner.T, dtype=basis.dtype)
         for first in range(0, len(basis), block):
             rows = basis[first : first + block]
-            targets = y[first // pooling.patches : (first + block) // pooling.patches]
+            samples = slice(first // pooling.patches, (first + block) // pooling.patches)
+            targets, part = y[samples], on_samples(loss, samples)
             active = rows @ columns
             slope = active * rate
             slope += 0.5
@@ -65,8 +67,8 @@ def slide(
             np.maximum(active, bend * slope * slope, out=active)
             pooled = pooling.pool(active)
             predictions = pooled @ outer
-            value += loss.value(predictions, targets)
-            error = loss.gradient(predictions, targets)
+            value += part.value(predictions, targets)
+            error = part.gradient(predictions, targets)
             slope *= pooling.spread(error @ outer.T)
             inner_slope += slope.T @ rows
             if moving:

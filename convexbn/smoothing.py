@@ -15,9 +15,9 @@ class Smoothed:
     """The Moreau envelope of a loss at f + shift, min over p of l(p, y) + (f + shift - p)^2 / (2 width): smooth.
 
     Its gradients lie in the domain of the conjugate of the loss itself, so they are dual points of the unsmoothed problem. Without
-    a shift it is at most width v^2 / 2 below the loss. With shift = width V, V its own gradient at an optimum f of the unsmoothed
-    problem, f is an optimum of the smoothed one too, however wide it is: the method of multipliers goes there by taking
-    width V for the shift again and again (Rockafellar 1976).
+    a shift it is at most width v^2 / 2 below the loss. An optimum f of the unsmoothed problem, with v the gradient of the loss there,
+    is one of the smoothed problem with shift = width v, however wide: the method of multipliers goes there by taking width times the
+    gradient of the envelope for the shift again and again (Rockafellar 1976).
 
     Attributes
     ----------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from problems import LOSSES, random_problem
+from sklearn.datasets import load_wine
 
 from convexbn import (
     Certificate,
@@ -257,3 +258,14 @@ def test_several_outputs_through_the_whole_line():
     assert fit.certificate.relative_gap < 1e-2
     padded = fit_convex_bn(X, np.column_stack([Y, np.zeros(50)]), beta=beta)
     assert padded.certificate.objective == pytest.approx(fit.certificate.objective, rel=1e-4)
+
+
+def test_kinks_of_the_loss_do_not_stop_it():
+    """The hinge optimum has many predictions on the kink: a narrow envelope in place of the multipliers ends at 2e-4 here."""
+    X, y = load_wine(return_X_y=True)
+    fit = fit_convex_bn(
+        X, np.where(y == 1, 1.0, -1.0), loss="hinge", solver=SlidingFrankWolfe(tolerance=3e-5, seconds=600.0), proof_seconds=0.0
+    )
+    assert fit.solution.status is Status.OPTIMAL
+    on_the_kink = np.abs(np.where(y == 1, 1.0, -1.0) * fit.predict(X) - 1.0) < 1e-3
+    assert 0.1 < on_the_kink.mean() < 1.0

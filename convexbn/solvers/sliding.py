@@ -22,7 +22,9 @@ from convexbn.solvers.descent import slide
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
-# The width of the smoothed kinks of ReLU (and of the loss, where it has any) follows the gap, as WIDTH_PER_GAP times its relative
+# A loss with kinks is replaced by its envelope of this width, in the unit of the predictions; multipliers take the smoothing away.
+ENVELOPE = 0.3
+# The width of the smoothed kinks of ReLU follows the gap, as WIDTH_PER_GAP times its relative
 # size, from FIRST_WIDTH down to LAST_WIDTH: descent on sharper kinks than the gap asks for jams on the first kink it meets.
 FIRST_WIDTH, WIDTH_PER_GAP, LAST_WIDTH = 0.3, 5.0, 1e-4
 SETTLED = 1e-7  # what climbs at the end must gain
@@ -57,7 +59,7 @@ class SlidingFrankWolfe:
 
     with p the pooling of patches, the identity without them. Rounds of (a) pricing: many local searches for neurons with h(s) =
     ||V^T p (U's)_+|| > beta, V = -grad L; (b) amplitudes: with the directions fixed, a convex group lasso for W; (c) sliding:
-    descent on S and W together, then merging and pruning. With one output, a smooth loss and up to 32 columns, below a gap of half
+    descent on S and W together, then merging and pruning. With one output and up to 32 columns, below a gap of half
     a percent, climbs to exact local maxima of h around the neurons take the place of (a) and (c). The gap is estimated, as the
     searches may miss the maximum of h: `certify` proves what can be proved.
 
@@ -162,6 +164,7 @@ class _State:
         self.dual = -self.loss.gradient(np.zeros_like(self.y), self.y)
         self.bound = -np.inf
         self.pool = np.zeros((0, self.basis.shape[1]))
+        self.shift = np.zeros_like(self.y)
         self.draws, self.width = 0, FIRST_WIDTH
         self.trace: list[Round] = []
         if settings.checkpoint is not None:
@@ -176,14 +179,18 @@ class _State:
             halves = {f"{name}_{half}": array for name, pair in arrays.items() for half, array in pair._asdict().items()}
             numbers = {"lowest": self.lowest, "bound": self.bound, "draws": self.draws, "width": self.width}
             trace = np.array([astuple(entry) for entry in self.trace])
-            save_checkpoint(self.settings.checkpoint, self.run, {**halves, **numbers, "dual": self.dual, "pool": self.pool, "trace": trace})
+            save_checkpoint(
+                self.settings.checkpoint,
+                self.run,
+                {**halves, **numbers, "dual": self.dual, "pool": self.pool, "shift": self.shift, "trace": trace},
+            )
 
     def load(self, saved: dict[str, Any] | None) -> None:
         """Go on from a checkpoint."""
         if saved is not None:
             self.neurons, self.best = (_Neurons(saved[f"{name}_directions"], saved[f"{name}_outputs"]) for name in ("neurons", "best"))
             self.lowest, self.bound, self.width = (float(saved[name]) for name in ("lowest", "bound", "width"))
-            self.draws, self.dual, self.pool = int(saved["draws"]), saved["dual"], saved["pool"]
+            self.draws, self.dual, self.pool, self.shift = int(saved["draws"]), saved["dual"], saved["pool"], saved["shift"]
             self.trace = [Round(objective, gap, int(neurons), seconds) for objective, gap, neurons, seconds in saved["trace"].tolist()]
 
     @property
@@ -204,7 +211,8 @@ class _State:
             found, worths = self.price()
             if self.gap <= self.settings.tolerance:
                 break
-            self.insert(found, worths, self.width)
+            self.insert(found, worths)
+            self.multiply()
         if self.gap <= self.settings.tolerance:
             self.confirm()
         if self.gap > STALLED * before:
@@ -214,7 +222,7 @@ class _State:
     @property
     def sharp(self) -> bool:
         """Whether searches stay around the neurons, and climb."""
-        suited = self.y.shape[1] == 1 and np.isfinite(self.loss.smoothness) and self.basis.shape[1] <= COLUMNS
+        suited = self.y.shape[1] == 1 and self.basis.shape[1] <= COLUMNS
         return suited and self.gap <= SHARP and len(self.neurons.outputs) > 0
 
     def predictions(self, neurons: _Neurons) -> FloatArray:
@@ -230,8 +238,10 @@ class _State:
         worths: FloatArray = np.linalg.norm(v.T @ self.features(directions), axis=0)
         return worths
 
-    def objective(self, neurons: _Neurons) -> float:
-        return self.loss.value(self.predictions(neurons), self.y) + self.beta * float(np.linalg.norm(neurons.outputs, axis=1).sum())
+    def objective(self, neurons: _Neurons, loss: Loss | None = None) -> float:
+        """With the loss itself, or with another one."""
+        value = (loss or self.loss).value(self.predictions(neurons), self.y)
+        return value + self.beta * float(np.linalg.norm(neurons.outputs, axis=1).sum())
 
     def accept(self, neurons: _Neurons) -> None:
         """Go on from these neurons, and remember them where they are the best so far."""
@@ -245,16 +255,23 @@ class _State:
         """Estimated, of the best neurons."""
         return max(0.0, self.lowest - self.bound) / self.lowest if self.lowest > 0 else 0.0
 
-    def smooth_loss(self, width: float) -> Loss:
-        return smooth(self.loss, width)
+    @property
+    def smooth_loss(self) -> Loss:
+        """The loss, or its envelope where it has kinks."""
+        return smooth(self.loss, ENVELOPE, self.shift)
 
-    def gradient(self, width: float) -> FloatArray:
+    def gradient(self) -> FloatArray:
         """V = -grad L at the present predictions."""
-        return -self.smooth_loss(width).gradient(self.predictions(self.neurons), self.y)
+        return -self.smooth_loss.gradient(self.predictions(self.neurons), self.y)
+
+    def multiply(self) -> None:
+        """A step of the method of multipliers: at the optimum of a loss with kinks its envelope is shifted by its own gradient."""
+        if not np.isfinite(self.loss.smoothness):
+            self.shift = -ENVELOPE * self.gradient()
 
     def price(self) -> tuple[FloatArray, FloatArray]:
         """Search at the present V, and keep V where its estimated bound is the best so far."""
-        v = self.gradient(self.width)
+        v = self.gradient()
         found, worths = self.climbed(v) if self.sharp else self.search(v)
         self.believe(v, float(np.max(worths, initial=0.0)))
         return found, worths
@@ -301,9 +318,9 @@ class _State:
         worths = self.worths(v, found)
         self.believe(v, float(np.max(worths, initial=0.0)))
         if self.gap > self.settings.tolerance:
-            self.insert(found, worths, LAST_WIDTH)
+            self.insert(found, worths)
 
-    def insert(self, found: FloatArray, worths: FloatArray, width: float) -> None:
+    def insert(self, found: FloatArray, worths: FloatArray) -> None:
         """Add the best distinct directions, solve for all amplitudes, and drop those that get none; then the same out of the pool.
 
         The pool holds what was found before: where V comes to violate h <= beta at one of them again, it costs no search.
@@ -311,17 +328,17 @@ class _State:
         if self.sharp:
             kept = distinct(found, worths, cosine=SHARP_COSINE, most=POOL, threshold=PROMISING * self.beta)
             self.pool = found[kept]
-            return self.add(found, worths, width)
+            return self.add(found, worths)
         kept = distinct(found, worths, cosine=COSINE, most=NEW, threshold=0.5 * self.beta)
         self.pool = np.concatenate([found[kept], self.pool])[:POOL]
         for _ in range(CORRECTIONS):
-            self.add(found, worths, width)
+            self.add(found, worths)
             found = self.pool
-            worths = self.worths(self.gradient(width), found)
+            worths = self.worths(self.gradient(), found)
             if float(np.max(worths, initial=0.0)) <= self.beta * (1.0 + 0.1 * self.gap):
                 break
 
-    def add(self, found: FloatArray, worths: FloatArray, width: float) -> None:
+    def add(self, found: FloatArray, worths: FloatArray) -> None:
         """Solve for the amplitudes of the present neurons and of the best distinct ones among those found."""
         if self.sharp:
             chosen = distinct(found, worths, cosine=1.0 - 1e-9, most=FEET, threshold=self.beta * (1.0 - self.gap))
@@ -331,7 +348,7 @@ class _State:
         directions = np.concatenate([self.neurons.directions, found[chosen]])
         outputs = np.concatenate([self.neurons.outputs, np.zeros((len(chosen), self.y.shape[1]))])
         accuracy = max(1e-7, ACCURACY * self.gap)
-        outputs = fit_amplitudes(self.features(directions), self.y, outputs, self.beta, self.smooth_loss(width), tolerance=accuracy)
+        outputs = fit_amplitudes(self.features(directions), self.y, outputs, self.beta, self.smooth_loss, tolerance=accuracy)
         neurons = _Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0)
         self.accept(_Neurons(*merge_cells(self.exact, *neurons)) if self.sharp else neurons)
 
@@ -340,25 +357,26 @@ class _State:
         self.neurons = self.best
         while self.sharp and time.perf_counter() < deadline:
             before = self.lowest
-            self.insert(*self.price(), self.width)
+            self.insert(*self.price())
             if self.lowest > before * (1.0 - SETTLED):
                 break
         for width in POLISH:
             if len(self.best.outputs) and width >= POLISHED * self.settings.tolerance and time.perf_counter() < deadline:
                 self.accept(self.slid(self.exact, self.best, width, steps=300))
+                self.multiply()
 
     def slid(self, basis: FloatArray, neurons: _Neurons, width: float, *, steps: int = 100) -> _Neurons:
         """The neurons after descent on kinks of that width."""
-        loss = self.smooth_loss(width)
+        loss = self.smooth_loss
         return _Neurons(*slide(basis, self.y, *neurons, self.beta, loss, width, pooling=self.pooling, steps=steps))
 
     def slide(self, width: float) -> None:
         """Descend on directions and outputs together, then merge neurons as far as that costs little of the gap."""
         if not len(self.neurons.outputs):
             return
-        before = self.objective(self.neurons)
+        before = self.objective(self.neurons, self.smooth_loss)
         moved = self.slid(self.basis, self.neurons, width)
-        if self.objective(moved) > before * (1.0 + width):
+        if self.objective(moved, self.smooth_loss) > before + width * abs(before):
             moved = self.neurons
         allowed = self.objective(moved) * (1.0 + 0.02 * max(1e-6, min(1.0, self.gap)))
         for angle in (0.2, 0.05, 0.01, 1e-4):

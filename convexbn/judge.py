@@ -15,8 +15,9 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss
 from convexbn.network import Network
-from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, price_dual, price_everywhere
+from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, bound_over_outputs, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
+from convexbn.pricing.joint import JointTraining, fits_jointly
 from convexbn.pricing.moments import MomentTraining, fits
 from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining
 from convexbn.pricing.outputs import OUTPUTS
@@ -31,6 +32,7 @@ TREE_GAP = 0.01  # with many columns; beyond it products of samples win more tha
 DUAL_STEPS = (100, 400)
 HALVES = (2, 3)  # half the degree of moments
 IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
+FINE = 0.2  # of the gap, for the price of several outputs when all else has been done
 FIRST = 0.25  # of the time, at most, for the price of each candidate
 # Seconds that it has anyway, so that a budget of 0 leaves the proof to the relaxation; no more with several outputs: other proofs win more.
 SHORT = 1.0
@@ -108,34 +110,32 @@ class Judge:
         return max(0.0, self.deadline - time.perf_counter())
 
     def tightened(self, found: Bound, objective: float) -> Bound:
-        """The best bound after better dual points for the relaxation, and after branch and bound where that isn't enough.
+        """The best bound of every method that applies, one after the other, as long as the gap is worth it and time is left."""
+        for method in self._methods():
+            if objective - found.proved <= PROOF_GAP * objective or self.left == 0.0:
+                break
+            found = max(found, method(found, objective), key=lambda bound: bound.proved)
+        return found
 
-        What wins most comes first, by the number of outputs, of columns and the gap.
-        """
-        several, many = self.y.ndim > 1, self.basis.shape[1] > BOX_COLUMNS
-        few = not several and self.basis.shape[1] <= FEW_COLUMNS and self.basis.size < LARGE
-        lifts = many and not several and self.pooling.patches == 1 and fits(len(self.basis), self.basis.shape[1], HALVES[0])
-        if few:
-            found = max(found, self._by_search(found), key=lambda bound: bound.proved)
-            if objective - found.proved <= PROOF_GAP * objective:
-                return found
-        if several:
-            found = self._by_products(found, objective)
-            if self.y.shape[1] > OUTPUTS or objective - found.proved <= PROOF_GAP * objective:
-                return found
-        if lifts:
-            found = self._by_moments(found, objective)
-        else:
-            found = self._by_dual_points(found, objective, hopeless=HOPELESS_GAP if many else 1.0)
-        gap = objective - found.proved
-        if gap <= PROOF_GAP * objective or several or few or self.basis.size >= LARGE:
-            return found
-        if many and gap > TREE_GAP * objective:
-            return found if lifts else self._by_products(found, objective)
-        return max(found, self._by_search(found), key=lambda bound: bound.proved)
+    def _methods(self) -> list[Callable[[Bound, float], Bound]]:
+        """What wins most comes first, by the number of outputs, of columns and of rows; the last uses up the time."""
+        rows, width = self.basis.shape
+        pooled, large = self.pooling.patches > 1, self.basis.size >= LARGE
+        if self.y.ndim > 1:
+            return [self._by_products] if self.y.shape[1] > OUTPUTS else [self._by_products, self._by_dual_points, self._by_outputs]
+        if large:
+            return [self._by_dual_points]
+        if width <= FEW_COLUMNS and not pooled:
+            return [self._by_boxes, self._by_dual_points]
+        moments = fits(rows, width, HALVES[0]) and (pooled or width > BOX_COLUMNS)
+        first = [self._by_moments] if moments else [self._by_dual_points, self._by_products]
+        if moments and not pooled and fits_jointly(rows, width):
+            return [*first, self._by_joint_moments]
+        return [*first, self._by_boxes if width <= BOX_COLUMNS else self._by_tree]
 
-    def _by_dual_points(self, found: Bound, objective: float, *, hopeless: float) -> Bound:
+    def _by_dual_points(self, found: Bound, objective: float) -> Bound:
         """The best bound after better dual points: descent is noisy, so more steps from the best point so far, twice."""
+        hopeless = HOPELESS_GAP if self.basis.shape[1] > BOX_COLUMNS else 1.0
         for steps in DUAL_STEPS:
             if self.left == 0.0:
                 break
@@ -153,8 +153,9 @@ class Judge:
         return self.scaled(v, price_everywhere(self.basis, self.pooling.spread(v), seconds=self.left))
 
     def _by_products(self, found: Bound, objective: float) -> Bound:
-        """The best bound of the training problem relaxed to doubly nonnegative matrices."""
-        if len(self.basis) > SAMPLES or self.pooling.patches > 1 or self.left == 0.0:
+        """The best bound of the training problem relaxed to doubly nonnegative matrices: for several outputs, or a large gap."""
+        small = self.y.ndim == 1 and (self.basis.shape[1] <= BOX_COLUMNS or objective - found.proved <= TREE_GAP * objective)
+        if small or len(self.basis) > SAMPLES or self.pooling.patches > 1:
             return found
         directions, outputs = self.neurons
         training = RelaxedTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs)
@@ -166,14 +167,20 @@ class Judge:
         for half in HALVES:
             if objective - found.proved > PROOF_GAP * objective and self.left > 0.0 and fits(len(self.basis), self.basis.shape[1], half):
                 neurons = directions.T, outputs.reshape(len(outputs))
-                training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=half)
+                training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=half, pooling=self.pooling)
                 found = self._by_training(training, found, objective)
         return found
 
-    def _by_training(self, training: Training, found: Bound, objective: float) -> Bound:
+    def _by_joint_moments(self, found: Bound, objective: float) -> Bound:
+        """The best bound of the training problem relaxed to joint moments, the tightest, which takes all of the time that it is given."""
+        directions, outputs = self.neurons
+        training = JointTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs.reshape(len(outputs)))
+        return self._by_training(training, found, objective, patience=np.inf)
+
+    def _by_training(self, training: Training, found: Bound, objective: float, *, patience: float = PATIENCE) -> Bound:
         """The best bound on the way, as long as the gap gets smaller by percents."""
         idle, best = 0, -np.inf
-        while idle < PATIENCE and self.left > 0.0 and objective - found.proved > PROOF_GAP * objective:
+        while idle < patience and self.left > 0.0 and objective - found.proved > PROOF_GAP * objective:
             training.advance(self.deadline)
             v = -self.loss.project(-training.dual, self.y)
             better = self.scaled(v, replace(found.price, lower=0.0, upper=training.price(v)))
@@ -182,19 +189,31 @@ class Judge:
             found = max(found, better, key=lambda bound: bound.proved)
         return found
 
-    def _by_search(self, found: Bound) -> Bound:
-        """Branch and bound: on boxes at the point with the best estimate, or, for more columns, on the sphere at the best bound."""
+    def _by_boxes(self, found: Bound, objective: float) -> Bound:
+        """Branch and bound on boxes, at the point with the best estimate: for few columns they come as near to it as time allows."""
         assert self.best is not None
-        if self.basis.shape[1] <= BOX_COLUMNS:
-            v, price = self.best
-            rows = self.pooling.spread(v)
-            search = partial(bound_by_boxes, self.basis, lower=price.lower, tolerance=0.5 * PROOF_GAP, seconds=self.left)
-            with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
-                return self.scaled(v, replace(price, upper=max(threads.map(search, (rows, -rows)))))
-        v, price = found.v, found.price
+        v, price = self.best
         rows = self.pooling.spread(v)
-        upper = bound_by_tree(self.basis, rows, price, tolerance=0.5 * PROOF_GAP, seconds=self.left)
-        return self.scaled(v, replace(price, upper=upper))
+        search = partial(bound_by_boxes, self.basis, lower=price.lower, tolerance=0.5 * PROOF_GAP, seconds=self.left)
+        with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
+            return self.scaled(v, replace(price, upper=max(threads.map(search, (rows, -rows)))))
+
+    def _by_tree(self, found: Bound, objective: float) -> Bound:
+        """Branch and bound on the sphere, at the point with the best bound, where the gap is small."""
+        if objective - found.proved > TREE_GAP * objective:
+            return found
+        rows = self.pooling.spread(found.v)
+        upper = bound_by_tree(self.basis, rows, found.price, tolerance=0.5 * PROOF_GAP, seconds=self.left)
+        return self.scaled(found.v, replace(found.price, upper=upper))
+
+    def _by_outputs(self, found: Bound, objective: float) -> Bound:
+        """More cuts in the space of outputs, each as high as it has to be, at the point with the best estimate where boxes can do it."""
+        assert self.best is not None
+        v, price = self.best if self.basis.shape[1] <= BOX_COLUMNS else (found.v, found.price)
+        better = bound_over_outputs(
+            self.basis, self.pooling.spread(v), price.directions, price.outputs, price.lower, tolerance=FINE * PROOF_GAP, seconds=self.left
+        )
+        return self.scaled(v, better)
 
     def _own(self, v: FloatArray) -> float:
         """The largest ||v^T (U's)_+|| / ||s|| of the network's neurons."""

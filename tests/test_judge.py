@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from problems import random_network, several_targets
 
-from convexbn import Network, beta_max, certify, judge
+from convexbn import Network, beta_max, certify, fit_convex_bn, judge
 from convexbn.losses import Squared
 
 
@@ -27,7 +27,7 @@ def forbidden(*arguments: Any, **settings: Any) -> NoReturn:
 def test_without_time_nothing_begins_and_the_bound_holds(outputs: int, features: int, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, network, beta = problem(outputs, features)
     with_time = certify(X, y, network, beta=beta, seconds=2.0)
-    for name in ("improve_dual", "RelaxedTraining", "MomentTraining", "bound_by_tree"):
+    for name in ("improve_dual", "RelaxedTraining", "MomentTraining", "JointTraining", "bound_by_tree"):
         monkeypatch.setattr(judge, name, forbidden)
     without = certify(X, y, network, beta=beta, seconds=0.0)
     assert 0.0 <= without.bound <= with_time.bound * (1.0 + 1e-9) <= with_time.objective
@@ -41,3 +41,15 @@ def test_what_is_tried_first(outputs: int, features: int, first: str, monkeypatc
     monkeypatch.setattr(judge, first, forbidden)
     with pytest.raises(AssertionError, match="time"):
         certify(X, y, network, beta=0.3 * beta, seconds=100.0)
+
+
+def test_what_is_left_of_the_time_goes_to_finer_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two outputs where all else stops above the gap that is wanted: cuts in the space of outputs close it."""
+    X, y, network, beta = problem(2, 1)
+    fit = fit_convex_bn(X, y, beta=0.6 * beta, proof_seconds=0.0)
+    for name in ("_by_products", "_by_dual_points"):
+        monkeypatch.setattr(judge.Judge, name, lambda self, found, objective: found)
+    finer = certify(X, y, fit.network, beta=0.6 * beta, seconds=60.0)
+    assert certify(X, y, fit.network, beta=0.6 * beta, seconds=0.0).relative_gap > 0.1
+    assert finer.relative_gap <= judge.PROOF_GAP
+    assert finer.bound <= finer.objective

@@ -10,9 +10,10 @@ from problems import degenerate_data, listed_price, targets_for
 
 from convexbn import Fit, beta_max, certify, fit_convex_bn, judge
 from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
+from convexbn.patches import Pooling
 from convexbn.pricing import moments as module
 from convexbn.pricing import price_everywhere
-from convexbn.pricing.moments import MomentTraining, _hankel, _positive, fits
+from convexbn.pricing.moments import MomentTraining, _hankel, fits, positive
 from convexbn.whitening import whiten
 
 FOREVER = float("inf")
@@ -72,6 +73,25 @@ def test_the_price_is_an_upper_bound_for_any_dual_point(seed: int) -> None:
             assert training.price(v) >= listed_price(basis, v).lower
 
 
+@pytest.mark.parametrize("pooling", [Pooling(3, 1.0), Pooling(3, 1 / 3)], ids=["sum", "average"])
+def test_patches_are_pooled(pooling: Pooling) -> None:
+    """Twelve patches of four images: prices bound the enumerated ones of V spread, dual values the optimum, and both come near."""
+    generator = np.random.default_rng(5)
+    X, y = generator.standard_normal((4, 1, 1, 3)), np.array([1.0, -0.5, 0.3, 2.0])
+    kind = "sum" if pooling.weight == 1.0 else "average"
+    beta = 0.3 * beta_max(X, y, patch=1, pooling=kind)
+    fit = fit_convex_bn(X, y, beta=beta, patch=1, pooling=kind, arrangements="all", solver="CLARABEL")
+    basis = fit.whitening.basis
+    training = MomentTraining(basis, y, Squared(), beta, np.zeros((0, 2)), np.zeros(0), pooling=pooling)
+    best = -np.inf
+    for _ in range(20):
+        training.advance(FOREVER)
+        v, price = training.dual, training.price(training.dual)
+        assert price >= listed_price(basis, pooling.spread(v)).lower
+        best = max(best, -Squared().conjugate(-min(1.0, beta / price) * v, y))
+    assert 0.9 * fit.certificate.objective <= best <= fit.certificate.objective * (1.0 + 1e-9)
+
+
 @pytest.mark.parametrize("name", degenerate_data())
 def test_degenerate_data(name: str) -> None:
     basis = whiten(degenerate_data()[name]).basis
@@ -104,7 +124,7 @@ def test_moments_of_measures_on_an_interval() -> None:
 def test_the_positive_part_is_the_projection() -> None:
     matrices = np.random.default_rng(1).standard_normal((5, 4, 4))
     matrices += matrices.swapaxes(1, 2)
-    parts = _positive(matrices)
+    parts = positive(matrices)
     rest = parts - matrices
     assert np.min(np.linalg.eigvalsh(rest)) >= -1e-12
     assert np.allclose(np.sum(rest * parts, axis=(1, 2)), 0.0, atol=1e-10)

@@ -100,10 +100,11 @@ def certify(
     Weak duality: with h(V) = max over ||s|| <= 1 of ||V^T (U's)_+||, every t V with t h(V) <= beta has -L*(-t V) <= optimum. V is
     minus the gradient of the loss at the network's outputs, t the best admissible scale. Over all arrangements h(V) is known
     at rank n - 1 and where they are listed, and else bounded from above by a relaxation, for which a better V is looked for as
-    well, and by branch and bound, on boxes for up to 7 features; for some ten features the whole training problem is relaxed to
-    moments of degree 4 and 6, for several outputs to doubly nonnegative matrices, up to 2500 samples: the bound is proved, and less
-    tight for small beta. Over a sample, to which the network's own neurons are added, it is proved for the sampled program and says
-    nothing about networks outside of it.
+    well, and by branch and bound, on boxes for up to 7 features; for some ten features, and for few numbers in a patch, the whole
+    training problem is relaxed to moments of degree 4 and 6, and up to some hundred samples to joint ones with all |u_i^T s|, for
+    several outputs to doubly nonnegative matrices, up to 2500 samples: the bound is proved, and less tight for small beta. Over a
+    sample, to which the network's own neurons are added, it is proved for the sampled program and says nothing about networks outside
+    of it.
 
     Parameters
     ----------

@@ -127,7 +127,7 @@ class Joint:
         sizes = [np.abs(v), self.size * np.abs(gram), np.abs(diagonal), basis.shape[1] * (np.abs(right) + np.abs(left)), np.abs(products)]
         size = abs(constant) + float(sum(np.sum(part) for part in sizes))
         tilt = float(np.linalg.norm(basis.T @ basis - np.eye(basis.shape[1]))) + n * basis.shape[1] * EPS
-        return constant + (3.0 + tilt) * largest + 16.0 * (n + self.moments.count) * EPS * size
+        return float(constant + (3.0 + tilt) * largest + 16.0 * (n + self.moments.count) * EPS * size)
 
 
 class JointTraining:

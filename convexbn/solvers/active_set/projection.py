@@ -19,7 +19,8 @@ NEGATIVE = 1e-13  # of the point's length: a multiplier above minus this counts 
 NOTHING = 1e-13  # of the point's length: a shorter projection is 0
 ROUNDS = 100  # far more than any projection needs; rounding could make one go round in circles
 CHUNK = 2**23  # entries of the slacks that are computed at a time: 64 MiB
-SLACK_BYTES = 64  # of an entry: the slack, its sign, the bits on their way to it, and what looks for the least ones
+# Of an entry of a slack: itself, its sign, the bits on their way to it, and what looks for the least ones. Of p^2: the rows of a face.
+SLACK_BYTES, WALL_BYTES = 64, 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,8 @@ class Cones:
         larger cone, with its length. Every length is ||c + A^T l|| for some l >= 0 and so an upper bound on that of the projection,
         to rounding.
         """
-        size = max(1, min(CHUNK, self.max_memory // SLACK_BYTES) // len(self.rows))
+        rows, columns = self.rows.shape
+        size = max(1, min(CHUNK // rows, self.max_memory // (SLACK_BYTES * rows + WALL_BYTES * columns**2)))
         parts = [self._project(index[a : a + size], points[a : a + size], faces[a : a + size], floor) for a in range(0, len(index), size)]
         if not parts:
             return points, np.zeros(0), faces

@@ -84,7 +84,8 @@ class State:
             return nothing
         directions, outputs = self.settings.warm_start
         homes = self.blocks.homes(directions)
-        known = np.where(homes >= 0, self.numbers[homes], np.iinfo(np.int64).max)
+        known = np.full(len(homes), np.iinfo(np.int64).max)
+        known[homes >= 0] = self.numbers[homes[homes >= 0]]
         first = np.min(self.shards.gather((known[None],))[0], axis=0)
         return self._merged(np.where(first < self.half, first, -1), directions, outputs[:, 0] / self.unit)
 

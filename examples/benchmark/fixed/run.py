@@ -119,18 +119,23 @@ def draw(results: Results, references: dict[str, float], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(4.4 * len(results), 4.0), layout="constrained", squeeze=False, sharey=True)
+    columns = min(len(results), 2)
+    rows = -(-len(results) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns + 1.6, 3.4 * rows), layout="constrained", squeeze=False, sharey=True)
     colours = dict(zip({**CONTENDERS, **RELU_CONTENDERS}, plt.get_cmap("tab10").colors, strict=False))
-    for panel, (key, solvers) in zip(axes[0], results.items(), strict=True):
+    lines = {}
+    for panel, (key, solvers) in zip(axes.flat, results.items(), strict=False):
         for name, result in solvers.items():
             points = sorted((run["cpu"], max(error_of(run, references[key]), 1e-10)) for run in result["runs"])
             if points:
                 ours = name.startswith("convexbn")
-                panel.plot(*zip(*points, strict=True), "o-", ms=3, lw=2.2 if ours else 1.1, color=colours[name], label=name)
+                (lines[name],) = panel.plot(*zip(*points, strict=True), "o-", ms=3, lw=2.2 if ours else 1.1, color=colours[name])
         panel.set(xscale="log", yscale="log", xlabel="CPU seconds, one thread", title=key)
         panel.axhline(1e-6, color="#bbbbbb", lw=0.8, zorder=0)
-        panel.legend(frameon=False, fontsize=8)
-    axes[0, 0].set_ylabel("relative error of the objective")
+    for unused in axes.flat[len(results) :]:
+        unused.remove()
+    figure.legend(lines.values(), lines, loc="outside right center", frameon=False)
+    figure.supylabel("relative error of the objective", fontsize="medium")
     figure.savefig(path, dpi=130)
 
 

@@ -21,7 +21,7 @@ from convexbn.features import random_layers
 from convexbn.solvers.masked import MAX_MEMORY
 
 LOOSE = 0.5  # relative gap: a proof that is looser says less than the estimate
-FOREVER = 1e9  # seconds: steps and rounds are counted, so that a busy machine has the same table
+FOREVER = 1e9  # seconds: steps are counted, so that a busy machine has the same table
 
 
 def trained(model: nn.Module, certificate: Certificate) -> Trained:
@@ -69,7 +69,7 @@ def all_arrangements(part: Part, settings: Settings, seed: int, device: str) -> 
         data,
         part.targets,
         beta=settings["fraction"] * beta_max(data, part.targets, **reading),
-        solver=SlidingFrankWolfe(settings["tolerance"], settings["rounds"], FOREVER, seed=seed),
+        solver=SlidingFrankWolfe(settings["tolerance"], settings["rounds"], settings["seconds"], seed=seed),
         proof_seconds=settings["proof_seconds"],
         verbose=True,
         **reading,

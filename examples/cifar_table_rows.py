@@ -15,7 +15,7 @@ PATCHES, ALL_PATCHES = "Patches, averaged", "Patches, averaged, all images"
 
 SGD = {"width": 1000, "batch": 250, "epochs": 12, "directions": 1000, "loss": "softmax"}
 GATED = {"gates": 200, "lean": 0.4, "loss": "squared", "tolerance": 1e-2, "iterations": 40}
-RELU = {"tolerance": 1e-2, "rounds": 4, "proof_seconds": 1.0}
+RELU = {"tolerance": 1e-2, "rounds": 4, "seconds": 600.0, "proof_seconds": 1.0}
 CUT = {"patch": 8, "stride": 8}
 SMALL: dict[str, Any] = {"samples": 2000, "choice_samples": 1800, "seeds": 3}
 SHORT = {"batch": 100, "epochs": 15}
@@ -42,7 +42,7 @@ def whole_images(gates: int) -> list[Row]:
     return [
         Row(WHOLE, "SGD, cross-entropy", by_sgd, grid(rate=(0.03, 0.1, 0.3), decay=(1e-4, 1e-3)), SGD, seeds=3),
         Row(WHOLE, "SGD, squared loss", by_sgd, grid(rate=(0.003, 0.01, 0.03), decay=(1e-3,)), plain, seeds=3),
-        Row(WHOLE, "convex, gated, all directions", gated, grid(fraction=(0.1, 0.2, 0.4)), untruncated, choice_samples=15_000, seeds=3),
+        Row(WHOLE, "convex, gated, all directions", gated, grid(fraction=(0.1, 0.3)), untruncated, choice_samples=15_000, seeds=3),
         Row(WHOLE, truncated, gated, choices, {**program, "gates": 300}, {"gates": gates}, seeds=3),
         Row(WHOLE, f"{truncated}, in the time of SGD", gated, choice_of=truncated, shared=short, seeds=3),
     ]
@@ -55,7 +55,7 @@ def part_of_images() -> list[Row]:
     both = grid(rank=(20, 40, 80), fraction=(0.05, 0.1))
     descent = grid(rate=(0.03, 0.1), decay=(1e-3, 1e-2))
     everything = {**GATED, "gates": 50, "rank": None}
-    each, sampled = "convex, ReLU, sampled, one against the rest", grid(rank=(20, 40), fraction=(0.1, 0.2))
+    each, sampled = "convex, ReLU, sampled, one against the rest", grid(rank=(40,), fraction=(0.1, 0.2))
     return [
         Row(PART, "SGD, cross-entropy", by_sgd, descent, {**SGD, **SHORT}, **SMALL),
         Row(PART, "convex, gated, all directions", gated, grid(fraction=(0.1, 0.2)), everything, **SMALL),
@@ -110,7 +110,7 @@ def all_rows(gates: int) -> list[Row]:
 
 def quickened(row: Row) -> Row:
     """The same on few images, with small numbers and a choice between two."""
-    most = {"epochs": 5, "gates": 30, "rounds": 2, "proof_seconds": 1.0, "width": 600, "rank": 20, "arrangements": 5}
+    most = {"epochs": 5, "gates": 30, "rounds": 2, "seconds": 3.0, "proof_seconds": 1.0, "width": 600, "rank": 20, "arrangements": 5}
 
     def capped(settings: Settings) -> Settings:
         return {name: min(value, most[name]) if name in most and value is not None else value for name, value in settings.items()}

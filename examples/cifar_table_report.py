@@ -79,7 +79,7 @@ def draw(records: list[Record], title: str, target: Path) -> None:
         axis.plot(accuracies, [place] * len(accuracies), "|", color="black", ms=9)
         axis.text(max(accuracies) + 0.6, place, f"{np.mean(accuracies):.1f}", va="center", fontsize=8.5)
     axis.set_yticks(range(len(records)), [f"{record['name']}, {record['samples']:,} images" for record in reversed(records)])
-    axis.set(xlabel="test accuracy in %")
+    axis.set(xlabel="test accuracy in %", ylim=(-0.7, len(records) - 0.3))
     axis.set_title(f"{title}: blue convex, orange descent", loc="left", fontsize=10.5)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=130)

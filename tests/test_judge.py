@@ -43,6 +43,24 @@ def test_what_is_tried_first(outputs: int, features: int, first: str, monkeypatc
         certify(X, y, network, beta=0.3 * beta, seconds=100.0)
 
 
+def test_joint_moments_take_what_moments_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Degree 4 is begun and, with no patience, left at once; degree 6 is passed over where percents are left."""
+    X, y, network, beta = problem(1, 9)
+    begun: list[int] = []
+    moments = judge.MomentTraining
+
+    def counted(*arguments: Any, half: int, **settings: Any) -> Any:
+        begun.append(half)
+        return moments(*arguments, half=half, **settings)
+
+    monkeypatch.setattr(judge, "PATIENCE", 0)
+    monkeypatch.setattr(judge, "MomentTraining", counted)
+    monkeypatch.setattr(judge, "JointTraining", forbidden)
+    with pytest.raises(AssertionError, match="time"):
+        certify(X, y, network, beta=0.3 * beta, seconds=100.0)
+    assert begun == [2]
+
+
 def test_what_is_left_of_the_time_goes_to_finer_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two outputs where all else stops above the gap that is wanted: cuts in the space of outputs close it."""
     X = np.random.default_rng(0).standard_normal((12, 1))

@@ -167,11 +167,12 @@ class Judge:
         Joint moments win more than degree 6 where degree 4 leaves percents, and less where it leaves parts of a thousand.
         """
         directions, outputs = self.neurons
-        joint = self.pooling.patches == 1 and fits_jointly(*self.basis.shape)
+        rows, width = self.basis.shape
+        joint = self.pooling.patches == 1 and fits_jointly(rows, width)
         for half in HALVES:
             gap = objective - found.proved
             better = joint and half > HALVES[0] and gap > TREE_GAP * objective
-            if gap > PROOF_GAP * objective and self.left > 0.0 and not better and fits(*self.basis.shape, half):
+            if gap > PROOF_GAP * objective and self.left > 0.0 and not better and fits(rows, width, half):
                 neurons = directions.T, outputs.reshape(len(outputs))
                 training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=half, pooling=self.pooling)
                 found = self._by_training(training, found, objective)

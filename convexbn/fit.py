@@ -19,7 +19,7 @@ from convexbn.features import Features, extract, stack
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover
 from convexbn.patches import NO_POOLING, Patches, Pooling, patches_of
-from convexbn.pricing import affordable, evolve, is_square, known_price, price_dual, random_directions
+from convexbn.pricing import affordable, evolve, is_square, known_price, local_search, price_dual, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.pruning import prune_network
@@ -241,7 +241,9 @@ def _price_of(pull: FloatArray, whitening: Whitening, arrangements: Arrangements
         starts, children = (affordable(whitening.basis, most) for most in (256, 64))
         directions = random_directions(starts, whitening.rank + 1, (0,))
         columns = pull.reshape(len(pull), -1)
-        return float(np.max(evolve(whitening.basis, columns, directions, seed=(0,), children=children, generations=4)[1]))
+        found = local_search(whitening.basis, columns, directions)[0]
+        directions = np.concatenate([found, directions])
+        return float(np.max(evolve(whitening.basis, columns, directions, seed=(0,), children=children, generations=2)[1]))
     return price_dual(whitening.basis, pull, arrangements).lower
 
 

@@ -1,5 +1,6 @@
 """Sliding Frank-Wolfe against the enumerated program, and the words of the certificate on what it finds."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -150,6 +151,19 @@ def test_limits_are_told():
     solution = SlidingFrankWolfe(rounds=1, tolerance=1e-12).solve(Program(whiten(X).basis, y, Squared(), 0.1, None))
     assert solution.status is Status.LIMIT
     assert len(solution.trace) == 1
+
+
+def test_a_round_breaks_off_where_time_is_up_and_is_not_saved(monkeypatch, tmp_path):
+    """A clock whose every look takes a second: what there is by then comes back, and a checkpoint is of whole rounds."""
+    X, y = tabular(60, 3, 2)
+    program, file = Program(whiten(X).basis, y, Squared(), 0.1, None), tmp_path / "run.npz"
+    ticks = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    solution = SlidingFrankWolfe(seconds=3.0, checkpoint=file).solve(program)
+    assert solution.status is Status.LIMIT
+    assert len(solution.directions) == len(solution.outputs) > 0
+    assert len(solution.trace) == 1
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

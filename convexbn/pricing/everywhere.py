@@ -22,7 +22,7 @@ SEARCHED = 200_000  # entries of a basis from which the local search makes fewer
 
 
 def price_everywhere(
-    basis: FloatArray, v: FloatArray, *, starts: int = 256, generations: int = 4, seed: int = 0, seconds: float = 2.0
+    basis: FloatArray, v: FloatArray, *, starts: int = 256, generations: int = 2, seed: int = 0, seconds: float = 2.0
 ) -> Price:
     """An interval around h(V) over all arrangements: `lower` by local search, `upper` proved by relaxation.
 
@@ -38,6 +38,7 @@ def price_everywhere(
     directions, _ = local_search(basis, columns, random_directions(starts, basis.shape[1], (seed,)))
     if basis.size < LARGE:
         directions = np.concatenate([directions, _climbed(basis, v, directions)])
+    directions = np.concatenate([directions, random_directions(starts, basis.shape[1], (seed, 1))])
     directions, _ = evolve(basis, columns, directions, seed=(seed,), children=starts, generations=generations)
     if v.ndim == 1:
         price = _of_both_signs(basis, v, directions)

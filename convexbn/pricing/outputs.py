@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price
-from convexbn.pricing.local import distinct, local_search, normalised
+from convexbn.pricing.local import SHARP, distinct, local_search, normalised
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.validation import FloatArray
 
@@ -100,7 +100,7 @@ class _Cuts:
         """Cut at the relaxation's bound on w^T y, and past the deadline at ||(V w)_+||, which costs nothing, as ||(U's)_+|| <= 1."""
         column = self.v @ w
         worths = np.maximum(self.basis @ self.pool.T, 0.0).T @ column
-        found, values = local_search(self.basis, column[:, None], self.pool[np.argsort(-worths)[:4]])
+        found, values = local_search(self.basis, column[:, None], self.pool[np.argsort(-worths)[:4]], widths=SHARP, steps=24)
         direction = found[int(np.argmax(values))]
         if not np.any(np.all(self.pool == direction, axis=1)):
             self.pool = np.concatenate([self.pool, direction[None]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from convexbn.losses import Loss
@@ -24,13 +26,14 @@ def slide(
     *,
     pooling: Pooling = NO_POOLING,
     steps: int = 100,
+    deadline: float = np.inf,
 ) -> tuple[FloatArray, FloatArray]:
     """Descend by L-BFGS on  L( p sum_j rho(U' a_j) v_j^T, y ) + beta sum_j ||a_j|| ||v_j||  from a_j = s_j ||w_j||, v_j = w_j / ||w_j||.
 
     p is the pooling of patches, rho is ReLU with its kink rounded over |t| <= mu_j = width ||a_j|| / sqrt(rows of U'). With one
     output v_j = +-1 stays; else v_j is scaled by the first ||a_j||, so that all variables have curvatures of one order.
 
-    Returns unit directions (m, r+1) and outputs (m, C).
+    It ends early where `time.perf_counter()` passes `deadline`. Returns unit directions (m, r+1) and outputs (m, C).
     """
     from scipy.optimize import minimize
 
@@ -77,9 +80,20 @@ def slide(
             return value, (inner_slope / stretch).ravel()
         return value, np.concatenate([(inner_slope / stretch).ravel(), (outer_slope / size[:, None]).ravel()])
 
+    def stop(xk: object) -> None:
+        if time.perf_counter() > deadline:
+            raise StopIteration
+
     start = (stretch * directions * size[:, None]).ravel()
     if moving:
         start = np.concatenate([start, outputs.ravel()])
-    result = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxcor": 20, "ftol": 1e-13, "gtol": 1e-10})
+    result = minimize(
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        callback=stop,
+        options={"maxiter": steps, "maxcor": 20, "ftol": 1e-13, "gtol": 1e-10},
+    )
     inner, outer = split(result.x)
     return normalised(inner), outer * np.linalg.norm(inner, axis=1)[:, None]

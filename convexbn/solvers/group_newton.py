@@ -13,7 +13,7 @@ FIRST, LAST, SHARPER = 0.1, 1e-14, 0.1  # the smoothing of the norms, of the lar
 STEPS = 20  # of Newton for each smoothing
 ROUNDING = 1e-13  # of the Hessian's trace: equal neurons make it singular
 ARMIJO, HALVINGS, INSIDE = 1e-4, 20, 0.95
-LARGEST = 1000  # unknowns: above it first-order methods are cheaper
+LARGEST = 400  # unknowns: above it first-order methods are cheaper
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""The pricing of sliding Frank-Wolfe: how much is searched, from where, and on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from convexbn.patches import Pooling
+from convexbn.pricing import affordable, climb, directions_around, distinct, local_search, random_directions
+from convexbn.pricing.local import SHARP, WIDTHS
+from convexbn.validation import FloatArray
+
+PER_COLUMN, FEWEST = 4, 128  # random starts; for a large basis fewer
+MOST = 4  # times as many, before it is believed that there is nothing to find
+FINE, NARROW = (0.03, 0.0), 3 * SHARP  # kinks of searches that begin at neurons, and of those for narrow maxima
+# Climbs are for the last digits: neurons sit on so many facets then that searches end below them, and each has maxima beside it.
+AROUND, DISTANCES = 4, (0.1, 0.2, 0.4, 0.8)  # starts around each neuron, and how far from it
+FEET, APART, PROMISING = 200, 0.9999, 0.98  # at most so many, with smaller cosines, worth more than so much of beta
+SINGLE: str = "float32"
+BLOCK = 2**24  # numbers in memory at a time
+
+
+class Finds(NamedTuple):
+    """Directions (N, r+1), h of each (N,), and whether the search went as far as any does."""
+
+    directions: FloatArray
+    worths: FloatArray
+    complete: bool
+
+
+class LocalSearch(Protocol):
+    """From V on the rows of the basis and starts to local maxima of h, all in float64 outside."""
+
+    def __call__(self, v: FloatArray, starts: FloatArray, widths: tuple[float, ...]) -> FloatArray:
+        """Unit directions, in the order of the starts."""
+        ...
+
+
+class OnCPU:
+    """`convexbn.pricing.local_search` in single precision, which is enough, as finds are priced again."""
+
+    def __init__(self, basis: FloatArray) -> None:
+        self.basis = basis.astype(SINGLE)
+
+    def __call__(self, v: FloatArray, starts: FloatArray, widths: tuple[float, ...]) -> FloatArray:
+        """Unit directions, in the order of the starts."""
+        unit = np.max(np.abs(v), initial=0.0) or 1.0
+        return local_search(self.basis, (v / unit).astype(SINGLE), starts.astype(SINGLE), widths=widths)[0].astype(np.float64)
+
+
+class Search:
+    """Searches for neurons with h(s) = ||V^T p (U's)_+|| > beta."""
+
+    def __init__(self, basis: FloatArray, pooling: Pooling, beta: float, starts: int | None, seed: int, device: str) -> None:
+        from convexbn.solvers.torch_search import OnDevice
+
+        self.basis, self.pooling, self.beta, self.seed = basis, pooling, beta, seed
+        self.starts = starts or affordable(basis, max(FEWEST, PER_COLUMN * basis.shape[1]))
+        self.local: LocalSearch = OnCPU(basis) if device == "cpu" else OnDevice(basis, device)
+
+    def __call__(
+        self, v: FloatArray, neurons: FloatArray, enough: float, *, draw: int, sharp: bool, look_at_clock: Callable[[], None]
+    ) -> Finds:
+        """Search near the neurons (m, r+1), and from random starts until one is worth more than `enough`, of twice as many each time,
+        by turns on rounded and on sharp kinks.
+
+        Random starts find what is missing, those near neurons what isn't quite in place. `sharp` climbs to exact local maxima.
+        """
+        rows = self.pooling.spread(v)
+        around = directions_around(neurons, AROUND if sharp else 0, DISTANCES, (self.seed, draw))
+        found = [self.local(rows, np.concatenate([neurons, around]), FINE)]
+        spent, complete = 0, True
+        while complete and spent < MOST * self.starts:
+            look_at_clock()
+            starts = random_directions(max(spent, self.starts), self.basis.shape[1], (self.seed, draw, spent))
+            found.append(self.local(rows, starts, WIDTHS if len(found) % 2 else NARROW))
+            spent += len(starts)
+            complete = float(np.max(self.worths(rows, found[-1]))) <= enough
+        directions = np.concatenate(found)
+        worths = self.worths(rows, directions)
+        if sharp:
+            feet = distinct(directions, worths, cosine=APART, most=FEET, threshold=PROMISING * self.beta)
+            directions = climb(self.basis, rows, np.concatenate([neurons, directions[feet]]))
+            worths = self.worths(rows, directions)
+        return Finds(directions, worths, complete)
+
+    def worths(self, rows: FloatArray, directions: FloatArray) -> FloatArray:
+        """h of each direction, for V on the rows of the basis."""
+        parts = np.array_split(directions, 1 + directions.shape[0] * len(self.basis) // BLOCK)
+        worths: FloatArray = np.concatenate([np.linalg.norm(rows.T @ np.maximum(self.basis @ part.T, 0.0), axis=0) for part in parts])
+        return worths

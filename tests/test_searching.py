@@ -1,0 +1,56 @@
+"""How far the solver's searches go: on until something is found, and to the end before nothing is believed."""
+
+import numpy as np
+import pytest
+
+from convexbn import whiten
+from convexbn.patches import NO_POOLING
+from convexbn.pricing import random_directions
+from convexbn.solvers.searching import MOST, Search
+
+
+def case() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return whiten(generator.standard_normal((80, 3))).basis, generator.standard_normal((80, 1))
+
+
+def counted(search: Search) -> list[int]:
+    """The numbers of starts of its local searches, from now on."""
+    sizes, local = [], search.local
+    search.local = lambda v, starts, widths: sizes.append(len(starts)) or local(v, starts, widths)
+    return sizes
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+def test_a_search_ends_at_the_first_find_or_goes_through_all_starts(sharp):
+    basis, v = case()
+    search = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu")
+    sizes, neurons = counted(search), random_directions(2, 4, (1,))
+    first = search(v, neurons, 0.0, draw=1, sharp=sharp, look_at_clock=lambda: None)
+    assert not first.complete
+    assert sizes[1:] == [8]
+    highest = first.worths.max()
+    sizes.clear()
+    every = search(v, neurons, 10.0 * highest, draw=1, sharp=sharp, look_at_clock=lambda: None)
+    assert every.complete
+    assert sum(sizes[1:]) == MOST * 8
+    assert every.worths.max() >= highest
+    exact = np.linalg.norm(v.T @ np.maximum(basis @ every.directions.T, 0.0), axis=0)
+    assert every.worths == pytest.approx(exact, rel=1e-12)
+
+
+def test_rounded_kinks_find_higher_maxima_than_sharp_ones():
+    """Of 100 random starts with 31 columns, most end higher."""
+    generator = np.random.default_rng(2)
+    basis, v = whiten(generator.standard_normal((600, 30))).basis, generator.standard_normal((600, 1))
+    search, starts = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu"), random_directions(100, 31, (0,))
+    rounded, sharp = (search.worths(v, search.local(v, starts, widths)) for widths in ((1.0, 0.3, 0.1, 0.03, 0.0), 5 * (0.0,)))
+    assert np.mean(rounded > sharp) > 0.8
+
+
+def test_worths_are_the_same_in_parts(monkeypatch):
+    basis, v = case()
+    search, directions = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu"), random_directions(50, 4, (0,))
+    whole = search.worths(v, directions)
+    monkeypatch.setattr("convexbn.solvers.searching.BLOCK", 500)
+    assert search.worths(v, directions) == pytest.approx(whole, rel=1e-12)

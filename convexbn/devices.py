@@ -5,12 +5,12 @@ from __future__ import annotations
 from convexbn.validation import InputError
 
 
-def need_torch() -> None:
-    """Raise `InputError` where PyTorch is missing, which is no part of the smallest installation."""
+def need_torch(otherwise: str) -> None:
+    """Raise `InputError` where PyTorch is missing, which is no part of the smallest installation; `otherwise` says what does without."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise InputError("PyTorch is missing, which this solver computes with: pip install 'convexbn[torch]'") from error
+        raise InputError(f"PyTorch is missing, which this solver computes with: pip install 'convexbn[torch]', or {otherwise}") from error
 
 
 def check_device(device: object) -> str:

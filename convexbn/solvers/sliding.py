@@ -36,7 +36,7 @@ CORRECTIONS = 3  # amplitude solves before the next search, the later ones with 
 # that nearly matter come in at once. With more COLUMNS neurons have many dimensions left on their facets, and descent is better.
 SHARP, COLUMNS = 0.005, 32
 FACETS = 1.0 - 1e-9  # cosine from which two maxima are one
-# The last digits: descent on ever sharper kinks, down to a part of the tolerance; after climbs it stops where it gains nothing.
+# The last digits: climbs as long as they gain something, then descent on ever sharper kinks, down to a part of the tolerance.
 POLISH, POLISHED, SETTLED = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 1e-3, 1e-7
 PATIENCE = 1.1  # times the seconds, polish included
 
@@ -299,11 +299,11 @@ class _Run:
         for width in POLISH:
             if not len(state.best.outputs) or width < POLISHED * self.settings.tolerance or time.perf_counter() > self.last:
                 break
-            before, state.width = state.lowest, width
+            if self.sharp and width > state.gap:  # descent on such kinks undoes what climbs have won
+                continue
+            state.width = width
             state.accept(self.slid(state.basis, state.best, 300, self.last))
             state.multiply()
-            if self.sharp and state.lowest > before * (1.0 - SETTLED):
-                break
 
 
 def _print(number: int, entry: Round) -> None:

@@ -26,7 +26,6 @@ from convexbn.validation import FloatArray
 
 # Branch and bound begins where the relaxation leaves a larger gap.
 PROOF_GAP = 1e-3
-FEW_COLUMNS = 4  # boxes end there before the relaxation has begun
 HOPELESS_GAP = 0.1  # with many columns, for a better dual point
 TREE_GAP = 0.01  # with many columns; beyond it products of samples win more than splitting the sphere or moments of degree 6
 DUAL_STEPS = (100, 400)
@@ -125,9 +124,9 @@ class Judge:
             return [self._by_products] if self.y.shape[1] > OUTPUTS else [self._by_products, self._by_dual_points, self._by_outputs]
         if large:
             return [self._by_dual_points]
-        if width <= FEW_COLUMNS and not pooled:
+        if width <= BOX_COLUMNS and not pooled:
             return [self._by_boxes, self._by_dual_points]
-        moments = fits(rows, width, HALVES[0]) and (pooled or width > BOX_COLUMNS)
+        moments = fits(rows, width, HALVES[0])
         first = [self._by_moments] if moments else [self._by_dual_points, self._by_products]
         if moments and not pooled and fits_jointly(rows, width):
             return [*first, self._by_joint_moments]

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from convexbn.patches import Pooling
-from convexbn.pricing import affordable, climb, directions_around, distinct, local_search, random_directions
+from convexbn.pricing import affordable, climb, directions_around, distinct, evolve, local_search, random_directions
 from convexbn.pricing.local import SHARP, WIDTHS
 from convexbn.validation import FloatArray
 
@@ -18,6 +18,7 @@ FINE, NARROW = (0.03, 0.0), 3 * SHARP  # kinks of searches that begin at neurons
 # Climbs are for the last digits: neurons sit on so many facets then that searches end below them, and each has maxima beside it.
 AROUND, DISTANCES = 4, (0.1, 0.2, 0.4, 0.8)  # starts around each neuron, and how far from it
 FEET, APART, PROMISING = 200, 0.9999, 0.98  # at most so many, with smaller cosines, worth more than so much of beta
+GENERATIONS = 2  # of a thorough search
 SINGLE: str = "float32"
 BLOCK = 2**24  # numbers in memory at a time
 
@@ -46,8 +47,12 @@ class OnCPU:
 
     def __call__(self, v: FloatArray, starts: FloatArray, widths: tuple[float, ...]) -> FloatArray:
         """Unit directions, in the order of the starts."""
-        unit = np.max(np.abs(v), initial=0.0) or 1.0
-        return local_search(self.basis, (v / unit).astype(SINGLE), starts.astype(SINGLE), widths=widths)[0].astype(np.float64)
+        return local_search(self.basis, _rough(v), starts.astype(SINGLE), widths=widths)[0].astype(np.float64)
+
+
+def _rough(v: FloatArray) -> FloatArray:
+    """V in single precision, of unit size."""
+    return (v / (np.max(np.abs(v), initial=0.0) or 1.0)).astype(SINGLE)
 
 
 class Search:
@@ -85,6 +90,17 @@ class Search:
             directions = climb(self.basis, rows, np.concatenate([neurons, directions[feet]]))
             worths = self.worths(rows, directions)
         return Finds(directions, worths, complete)
+
+    def thorough(self, v: FloatArray, neurons: FloatArray, draw: int) -> FloatArray:
+        """Unit directions that a search on sharp kinks finds, in generations, from many random starts and the neurons.
+
+        On few samples maxima are narrow, and most of what the others miss; with many it finds less than they do.
+        """
+        starts, seed = MOST * self.starts, (self.seed, draw)
+        begin = np.concatenate([random_directions(starts, self.basis.shape[1], seed), neurons]).astype(SINGLE)
+        basis, rows = self.basis.astype(SINGLE), _rough(self.pooling.spread(v))
+        found: FloatArray = evolve(basis, rows, begin, seed=seed, children=starts, generations=GENERATIONS)[0].astype(np.float64)
+        return found
 
     def worths(self, rows: FloatArray, directions: FloatArray) -> FloatArray:
         """h of each direction, for V on the rows of the basis."""

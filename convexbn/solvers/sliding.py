@@ -198,7 +198,7 @@ class _Run:
                 break
             self.insert(finds)
             state.multiply()
-        if state.gap <= tolerance and not (finds.complete and state.dual is v):
+        if state.gap <= tolerance and not (self.sharp and finds.complete and state.dual is v):
             self.confirm()
         if state.gap > STALLED * before:
             state.width = max(LAST_WIDTH, SHRINK * state.width)
@@ -219,7 +219,10 @@ class _Run:
         """Search again at the best dual point, among all that is known too, before its bound is believed."""
         state = self.state
         state.bound = -np.inf
-        finds = self.price(state.dual, np.concatenate([state.pool, state.best.directions]))
+        known = [state.pool, state.best.directions]
+        if not self.sharp:
+            known.append(self.search.thorough(state.dual, state.best.directions, state.draws))
+        finds = self.price(state.dual, np.concatenate(known))
         if state.gap > self.settings.tolerance:
             self.insert(finds)
 

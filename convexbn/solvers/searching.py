@@ -10,6 +10,7 @@ import numpy as np
 from convexbn.patches import Pooling
 from convexbn.pricing import affordable, climb, directions_around, distinct, evolve, local_search, random_directions
 from convexbn.pricing.local import SHARP, WIDTHS
+from convexbn.threads import LARGE
 from convexbn.validation import FloatArray
 
 PER_COLUMN, FEWEST = 4, 128  # random starts; for a large basis fewer
@@ -18,7 +19,7 @@ FINE, NARROW = (0.03, 0.0), 3 * SHARP  # kinks of searches that begin at neurons
 # Climbs are for the last digits: neurons sit on so many facets then that searches end below them, and each has maxima beside it.
 AROUND, DISTANCES = 4, (0.1, 0.2, 0.4, 0.8)  # starts around each neuron, and how far from it
 FEET, APART, PROMISING = 200, 0.9999, 0.98  # at most so many, with smaller cosines, worth more than so much of beta
-GENERATIONS = 2  # of a thorough search
+GENERATIONS, CLIMBS = 2, 32  # of a thorough search
 SINGLE: str = "float32"
 BLOCK = 2**24  # numbers in memory at a time
 
@@ -92,15 +93,18 @@ class Search:
         return Finds(directions, worths, complete)
 
     def thorough(self, v: FloatArray, neurons: FloatArray, draw: int) -> FloatArray:
-        """Unit directions that a search on sharp kinks finds, in generations, from many random starts and the neurons.
+        """Unit directions that a search on sharp kinks finds, in generations, from many random starts and the neurons, and climbs.
 
-        On few samples maxima are narrow, and most of what the others miss; with many it finds less than they do.
+        On few samples maxima are narrow, and this finds most of what the others miss; with many it finds less than they do.
         """
         starts, seed = MOST * self.starts, (self.seed, draw)
         begin = np.concatenate([random_directions(starts, self.basis.shape[1], seed), neurons]).astype(SINGLE)
-        basis, rows = self.basis.astype(SINGLE), _rough(self.pooling.spread(v))
-        found: FloatArray = evolve(basis, rows, begin, seed=seed, children=starts, generations=GENERATIONS)[0].astype(np.float64)
-        return found
+        basis, rows = self.basis.astype(SINGLE), self.pooling.spread(v)
+        found: FloatArray = evolve(basis, _rough(rows), begin, seed=seed, children=starts, generations=GENERATIONS)[0].astype(np.float64)
+        if self.basis.size >= LARGE:  # a climb there is a least squares problem with all samples
+            return found
+        best = distinct(found, self.worths(rows, found), cosine=APART, most=CLIMBS, threshold=0.0)
+        return np.concatenate([found, climb(self.basis, rows, found[best])])
 
     def worths(self, rows: FloatArray, directions: FloatArray) -> FloatArray:
         """h of each direction, for V on the rows of the basis."""

@@ -153,7 +153,7 @@ class Judge:
 
     def _by_products(self, found: Bound, objective: float) -> Bound:
         """The best bound of the training problem relaxed to doubly nonnegative matrices: for several outputs, or a large gap."""
-        small = self.y.ndim == 1 and (self.basis.shape[1] <= BOX_COLUMNS or objective - found.proved <= TREE_GAP * objective)
+        small = self.y.ndim == 1 and objective - found.proved <= TREE_GAP * objective
         if small or len(self.basis) > SAMPLES or self.pooling.patches > 1:
             return found
         directions, outputs = self.neurons

@@ -54,6 +54,10 @@ class Smoothed:
         moved = f + self.shift
         return (moved - self.loss.prox(moved, y, self.width)) / self.width
 
+    def next_shift(self, f: FloatArray, y: FloatArray) -> FloatArray:
+        """The shift after a step of the method of multipliers: width times the gradient."""
+        return self.width * self.gradient(f, y)
+
     def conjugate(self, v: FloatArray, y: FloatArray) -> float:
         """L*(v) + width ||v||^2 / 2 - <shift, v>."""
         return self.loss.conjugate(v, y) + float(np.sum(v * (0.5 * self.width * v - self.shift)))

@@ -157,7 +157,7 @@ def test_a_proximal_step_is_the_fixed_point_of_its_prox(loss: Loss):
     blocks, generator = blocks_of(program), np.random.default_rng(0)
     chosen = np.arange(20)
     start = blocks.cones.project(blocks.index(chosen), generator.standard_normal((20, 4)), blocks.cones.no_faces(20))[0]
-    target, sigma = SmoothLoss(loss, program.y, np.zeros(40)), 3.0
+    target, sigma = SmoothLoss(loss, program.y), 3.0
     step = ProximalPoint(blocks, target, chosen, start, program.beta, sigma)
     weights, f, faces, solved, _ = step.solve(blocks.predictions(chosen, start), blocks.cones.no_faces(20))
     for _ in range(3):

@@ -81,7 +81,7 @@ def test_named_files_exist(document):
 @every_document
 def test_named_objects_exist(document):
     for name in re.findall(r"`(convexbn\.[\w.]+)`", document.read_text()):
-        pkgutil.resolve_name(name)
+        assert pkgutil.resolve_name(name) is not None, name
 
 
 def test_the_list_of_public_names_is_complete():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import numpy as np
 
 from convexbn.losses import Loss
-from convexbn.pricing.moments import LOOK, OVERSHOOT, SIGNS, positive
+from convexbn.pricing.moments import OVERSHOOT, SIGNS, positive, repeat, unit_neurons
+from convexbn.pricing.nonnegative import mass_near
 from convexbn.pricing.polynomials import EPS, Monomials, SphereMoments
 from convexbn.validation import FloatArray
 
@@ -155,11 +155,8 @@ class JointTraining:
         self.scale = loss.scale(y)
         self.y, self.loss, self.beta = y / self.scale, loss.rescaled(self.scale), beta / self.scale
         self.maps, self.basis = Joint(basis), basis
-        length = np.linalg.norm(directions, axis=1)
-        alive = (length > 0) & (outputs != 0)
-        s, w = directions[alive] / length[alive, None], (length * outputs)[alive] / self.scale
-        mass = max(float(np.sum(np.abs(w))), 0.1 * self.loss.value(np.zeros_like(y), self.y) / self.beta) or 1.0
-        self.step = STEP * self.beta / mass
+        s, w = unit_neurons(directions, outputs / self.scale)
+        self.step = STEP * self.beta / mass_near(float(np.sum(np.abs(w))), self.y, self.loss, self.beta)
         self._prepare()
         self._begin(s, w)
 
@@ -208,10 +205,7 @@ class JointTraining:
 
     def advance(self, deadline: float) -> None:
         """As many iterations as go between two looks at the bound, or fewer where `time.perf_counter` reaches the deadline."""
-        for _ in range(LOOK):
-            self.iterate()
-            if time.perf_counter() > deadline:
-                break
+        repeat(self.iterate, deadline)
 
     def iterate(self) -> None:
         """Consistent moments near the positive ones, then positive moments near these, then the multipliers."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Pooling
+from convexbn.pricing.nonnegative import mass_near
 from convexbn.pricing.polynomials import Lifted
 from convexbn.validation import FloatArray
 
@@ -85,11 +86,8 @@ class MomentTraining:
         self.scale = loss.scale(y)
         self.y, self.loss, self.beta = y / self.scale, loss.rescaled(self.scale), beta / self.scale
         self.lifted, self.half, self.pooling = Lifted(basis, half), half, pooling
-        length = np.linalg.norm(directions, axis=1)
-        alive = (length > 0) & (outputs != 0)
-        s, w = directions[alive] / length[alive, None], (length * outputs)[alive] / self.scale
-        mass = max(float(np.sum(np.abs(w))), 0.1 * self.loss.value(np.zeros_like(y), self.y) / self.beta) or 1.0
-        self.step = STEP * self.beta / mass
+        s, w = unit_neurons(directions, outputs / self.scale)
+        self.step = STEP * self.beta / mass_near(float(np.sum(np.abs(w))), self.y, self.loss, self.beta)
         self.share = SHARE * basis.shape[1] / len(basis)
         self.pull = self.share / float(np.mean(self.lifted.unit**2 * self.lifted.reach**2))
         self._prepare()
@@ -125,10 +123,7 @@ class MomentTraining:
 
     def advance(self, deadline: float) -> None:
         """As many iterations as go between two looks at the bound, or fewer where `time.perf_counter` reaches the deadline."""
-        for _ in range(LOOK):
-            self.iterate()
-            if time.perf_counter() > deadline:
-                break
+        repeat(self.iterate, deadline)
 
     def iterate(self) -> None:
         """Consistent moments near the positive ones, then positive moments near these, then the multipliers."""
@@ -196,6 +191,21 @@ def _hankel(half: int, reach: float) -> FloatArray:
     long = [unit[i + j] for i in range(half + 1) for j in range(half + 1)]
     short = [reach * unit[i + j + 1] - unit[i + j + 2] for i in range(half) for j in range(half)]
     return np.array(long + short)
+
+
+def unit_neurons(directions: FloatArray, outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The same neurons, but for those that are zero, with unit directions (m', r+1) and outputs (m',)."""
+    length = np.linalg.norm(directions, axis=1)
+    alive = (length > 0) & (outputs != 0)
+    return directions[alive] / length[alive, None], (length * outputs)[alive]
+
+
+def repeat(iterate: Callable[[], None], deadline: float) -> None:
+    """As many iterations as go between two looks at the bound, or fewer where `time.perf_counter` reaches the deadline."""
+    for _ in range(LOOK):
+        iterate()
+        if time.perf_counter() > deadline:
+            break
 
 
 def positive(matrices: FloatArray) -> FloatArray:

@@ -130,8 +130,7 @@ class _Multipliers:
         lengths, sizes, s, w = lengths[alive], sizes[alive], directions[alive], outputs[alive]
         t = basis @ (s * np.sqrt(sizes / lengths)[:, None]).T
         w = w * np.sqrt(lengths / sizes)[:, None]
-        mass = max(float(lengths @ sizes), 0.1 * loss.value(np.zeros_like(y), y) / beta) or 1.0
-        self.step = STEP * beta / (2.0 * mass)
+        self.step = STEP * beta / (2.0 * mass_near(float(lengths @ sizes), y, loss, beta))
         self._take(np.maximum(t, 0.0), np.maximum(-t, 0.0), w.T)
         self.slack = np.zeros_like(self.moments)
         np.einsum("kii->ki", self.slack)[[0, 2]] = self.charge
@@ -194,6 +193,11 @@ class _Multipliers:
         self.step *= factor
         self.slack /= factor
         self.pull = self.pull / factor
+
+
+def mass_near(mass: float, y: FloatArray, loss: Loss, beta: float) -> float:
+    """A positive number of the size of the optimum's sum of ||s_j|| ||w_j||, from that of some network."""
+    return max(mass, 0.1 * loss.value(np.zeros_like(y), y) / beta) or 1.0
 
 
 def _gathered(

@@ -9,7 +9,7 @@ import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.smoothing import Smoothed
-from convexbn.solvers.group_newton import LARGEST, GroupNewton, violation
+from convexbn.solvers.group_newton import LARGEST, GroupNewton, hessian_columns, violation
 from convexbn.validation import FloatArray
 
 RIDGE = 1e-11  # of the trace: equal neurons make the Hessian singular
@@ -126,10 +126,8 @@ def largest_curvature(predictions: FloatArray, y: FloatArray, loss: Loss) -> Flo
     Enough for losses that treat entries one by one, and for softmax, whose Hessian diag(p) - p p^T has rows of size 2 p_i (1 - p_i).
     """
     largest = np.zeros(len(y))
-    for column in np.eye(y.shape[1]):
-        step = 1e-6 * (1.0 + np.abs(predictions)) * column
-        change = (loss.gradient(predictions + step, y) - loss.gradient(predictions - step, y)) @ column
-        largest = np.maximum(largest, change / (2.0 * step @ column))
+    for c, column in enumerate(hessian_columns(predictions, y, loss)):
+        largest = np.maximum(largest, column[:, c])
     return np.maximum(np.minimum(2.0 * largest, loss.smoothness), 1e-9 * min(loss.smoothness, 1.0))
 
 

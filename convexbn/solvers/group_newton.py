@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from convexbn.losses import Loss
 from convexbn.validation import FloatArray
 
 FIRST, LAST, SHARPER = 0.1, 1e-14, 0.1  # the smoothing of the norms, of the largest of them, and how it falls
-STEPS = 20  # of Newton for each smoothing
+STEPS, ENOUGH = 20, 0.1  # of Newton for each smoothing, and the part of it that is not worth one more
 ROUNDING = 1e-13  # of the Hessian's trace: equal neurons make it singular
 ARMIJO, HALVINGS, INSIDE = 1e-4, 20, 0.95
 LARGEST = 400  # unknowns: above it first-order methods are cheaper
@@ -37,10 +38,9 @@ class GroupNewton:
         g is the gradient of the loss; `outputs` (m, C) is where it begins.
         """
         largest = float(np.max(np.linalg.norm(outputs, axis=1))) or 1.0
-        width, dual = FIRST * largest, None
+        width = FIRST * largest
+        dual = self.beta * outputs / self.sizes(outputs, width)[0][:, None]
         while width > LAST * largest:
-            sizes = self.sizes(outputs, width)[0]
-            dual = self.beta * outputs / sizes[:, None] if dual is None else dual
             try:
                 outputs, dual = self.descend(outputs, dual, width)
             except np.linalg.LinAlgError:
@@ -83,7 +83,7 @@ class GroupNewton:
                 if self.objective(trial, width) <= before - ARMIJO * 0.5**halvings * promised + 1e-14 * abs(before):
                     break
             outputs = trial
-            if promised <= FIRST * width * self.beta * np.sqrt(len(outputs)):
+            if promised <= ENOUGH * width * self.beta * np.sqrt(len(outputs)):
                 break
         return outputs, dual
 
@@ -119,13 +119,16 @@ def _within(dual: FloatArray, turned: FloatArray, beta: float) -> FloatArray:
 
 def hessians(predictions: FloatArray, y: FloatArray, loss: Loss) -> FloatArray:
     """The Hessian of the loss of each sample, (n, C, C), by differences of its gradient."""
+    stacked = np.stack(list(hessian_columns(predictions, y, loss)), axis=2)
+    return 0.5 * (stacked + stacked.transpose(0, 2, 1))
+
+
+def hessian_columns(predictions: FloatArray, y: FloatArray, loss: Loss) -> Iterator[FloatArray]:
+    """The columns of these Hessians, (n, C) each, one after the other."""
     step = 1e-6 * (1.0 + np.abs(predictions))
-    columns = []
     for column in np.eye(y.shape[1]):
         change = loss.gradient(predictions + step * column, y) - loss.gradient(predictions - step * column, y)
-        columns.append(change / (2.0 * step @ column)[:, None])
-    stacked = np.stack(columns, axis=2)
-    return 0.5 * (stacked + stacked.transpose(0, 2, 1))
+        yield change / (2.0 * step @ column)[:, None]
 
 
 def violation(slope: FloatArray, outputs: FloatArray, beta: float) -> float:

@@ -103,10 +103,8 @@ class SlidingFrankWolfe:
         start = time.perf_counter()
         unit = program.loss.scale(program.y)
         state = State(program, unit, FIRST_WIDTH, self.warm_start)
-        file, same = (
-            self.checkpoint,
-            (self.tolerance, self.starts, self.seed, self.warm_start, self.precision, self.device, program.pooling),
-        )
+        file = self.checkpoint
+        same = (self.tolerance, self.starts, self.seed, self.warm_start, self.precision, self.device, program.pooling)
         name = "" if file is None else fingerprint(program.basis, program.y, program.beta, program.loss, same)
         if file is not None:
             state.load(file, name)

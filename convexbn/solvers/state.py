@@ -11,7 +11,7 @@ import numpy as np
 from convexbn.checkpoint import load_checkpoint, save_checkpoint
 from convexbn.losses import Loss
 from convexbn.program import Program
-from convexbn.smoothing import smooth
+from convexbn.smoothing import Smoothed, smooth
 from convexbn.solution import Round
 from convexbn.validation import FloatArray
 
@@ -95,8 +95,8 @@ class State:
 
     def multiply(self) -> None:
         """A step of the method of multipliers: at the optimum of a loss with kinks its envelope is shifted by its own gradient."""
-        if not np.isfinite(self.loss.smoothness):
-            self.shift = -ENVELOPE * self.gradient()
+        if isinstance(envelope := self.smooth_loss, Smoothed):
+            self.shift = envelope.next_shift(self.predictions(self.neurons), self.y)
 
     def accept(self, neurons: Neurons) -> None:
         """Go on from these neurons, and remember them where they are the best so far."""

@@ -13,7 +13,7 @@ from convexbn.patches import Pooling
 from convexbn.pricing.cells import IntArray
 from convexbn.program import Program
 from convexbn.solvers.active_set.projection import Cones, cones_of, packed
-from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator
+from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator, masked_operator
 from convexbn.validation import BoolArray, FloatArray, InputError
 
 if TYPE_CHECKING:
@@ -140,13 +140,10 @@ def blocks_of(program: Program, *, device: str = "cpu", max_memory: int = MAX_ME
     InputError
         For a program whose arrangements are not listed, and too little memory.
     """
-    import torch
-
     if program.arrangements is None:
         raise InputError("arrangements are not listed in this program: enumerate or sample them for the solver 'active set'")
     active = program.arrangements.active
-    basis = torch.as_tensor(program.basis, device=device)
-    operator = MaskedOperator(basis, _packed(active, basis.device), len(active), max_memory)
+    operator = masked_operator(program.basis, active, device=device, max_memory=max_memory)
     return Blocks(operator, cones_of(program.basis, active, device=device, max_memory=max_memory), program.pooling)
 
 

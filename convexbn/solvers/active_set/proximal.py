@@ -21,23 +21,22 @@ ACCURACY = 0.05  # of the residual, relative to what the step moves
 
 @dataclass(frozen=True)
 class SmoothLoss:
-    """A smooth loss as a function of the predictions alone, moved by `shift`: f -> L(f + shift, y)."""
+    """A smooth loss as a function of the predictions alone: f -> L(f, y)."""
 
     loss: Loss
     y: FloatArray
-    shift: FloatArray
 
     def value(self, f: FloatArray) -> float:
         """L."""
-        return self.loss.value(f + self.shift, self.y)
+        return self.loss.value(f, self.y)
 
     def gradient(self, f: FloatArray) -> FloatArray:
         """Its gradient, (n,)."""
-        return self.loss.gradient(f + self.shift, self.y)
+        return self.loss.gradient(f, self.y)
 
     def curvature(self, f: FloatArray) -> FloatArray:
         """Its second derivatives, (n,)."""
-        return curvature(f + self.shift, self.y, self.loss)
+        return curvature(f, self.y, self.loss)
 
 
 class _Point(NamedTuple):

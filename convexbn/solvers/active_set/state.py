@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from convexbn.losses import Loss
 from convexbn.pricing.cells import IntArray
 from convexbn.program import Program
 from convexbn.smoothing import Smoothed, smooth
@@ -50,7 +51,6 @@ class State:
         self.unit = program.loss.scale(program.y)
         self.y, self.beta = program.y / self.unit, program.beta / self.unit
         self.loss = program.loss.rescaled(self.unit)
-        self.smooth = smooth(self.loss, WIDTH)
         self.blocks = blocks_of(program, device=settings.device, max_memory=settings.max_memory)
         self.numbers, self.half = self._numbered()
         count = len(self.numbers)
@@ -109,6 +109,11 @@ class State:
         self.trace = [Round(objective, gap, int(neurons), seconds) for objective, gap, neurons, seconds in saved["trace"].tolist()]
 
     @property
+    def smooth_loss(self) -> Loss:
+        """The loss, or its envelope where it has kinks."""
+        return smooth(self.loss, WIDTH, self.shift)
+
+    @property
     def gap(self) -> float:
         """Of the best iterate to the bound, relative."""
         return max(0.0, self.lowest - self.bound) / self.lowest if self.lowest > 0 else 0.0
@@ -140,7 +145,7 @@ class State:
         A block's length changes by no more than its centre moves. What that leaves open is worked out in batches, the present
         blocks first and then those that look best by their cone's axis, until enough are found: all of them, towards the end.
         """
-        v = -SmoothLoss(self.smooth, self.y, self.shift).gradient(self.predictions)
+        v = -self.smooth_loss.gradient(self.predictions, self.y)
         half = self.blocks.centres(v)
         centres = np.concatenate([half, -half])
         self.upper = np.minimum(np.linalg.norm(centres, axis=1), self.upper + np.linalg.norm(centres - self.centres, axis=1))
@@ -208,7 +213,7 @@ class State:
         numbers = np.concatenate([self.iterate.blocks, fresh]) % self.half
         directions = np.concatenate([directions, projections])
         outputs = np.concatenate([outputs, np.zeros(len(fresh))])[:, None]
-        outputs = fit_amplitudes(self.blocks.activations(directions), self.y[:, None], outputs, self.beta, self.smooth)[:, 0]
+        outputs = fit_amplitudes(self.blocks.activations(directions), self.y[:, None], outputs, self.beta, smooth(self.loss, WIDTH))[:, 0]
         self._accept(self.shards.agreed(self._merged(numbers, directions, outputs)))
 
     def approach(self, fresh: IntArray) -> None:
@@ -232,13 +237,13 @@ class State:
         for _ in range(STEPS):
             unit = float(np.mean(np.linalg.norm(self.iterate.weights, axis=1))) / self.beta if len(self.iterate.blocks) else 1.0
             self.sigma = min(self.sigma or FIRST_STEP * unit, LONGEST_STEP * unit)
-            target = SmoothLoss(self.smooth, self.y, self.shift)
-            found = ProximalPoint(blocks, target, local, weights, self.beta, self.sigma).solve(predictions, faces)
+            envelope = self.smooth_loss
+            found = ProximalPoint(blocks, SmoothLoss(envelope, self.y), local, weights, self.beta, self.sigma).solve(predictions, faces)
             self.sigma *= GROWTH if found.full else 0.5 if found.solved else 0.1
             if not found.solved:
                 continue
-            if isinstance(self.smooth, Smoothed):
-                self.shift = self.smooth.width * target.gradient(found.predictions)
+            if isinstance(envelope, Smoothed):
+                self.shift = envelope.next_shift(found.predictions, self.y)
             moved = float(np.linalg.norm(found.weights - weights))
             weights, predictions, faces = found[:3]
             alive = np.any(weights != 0, axis=1)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.network import Network
-from convexbn.patches import Patches, check_images
+from convexbn.patches import Patches
 from convexbn.validation import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _layers(network: Network) -> torch.nn.Sequential:
         return nn.Sequential(nn.Linear(features, width, bias=False), nn.ReLU(), nn.BatchNorm1d(width), last)
     if patches is None:
         return nn.Sequential(nn.Linear(features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), last)
-    first = nn.Conv2d(patches.image[0], width, patches.size, patches.stride, patches.padding, bias=False)
+    first = nn.Conv2d(patches.channels, width, patches.size, patches.stride, patches.padding, bias=False)
     return nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
 
 
@@ -141,10 +141,10 @@ def _known(model: Any) -> tuple[Any, Any, Any]:
 
 def _patches(layer: Any, X: npt.ArrayLike) -> Patches:
     """What the convolution reads of the images."""
-    channels, height, width = check_images(X).shape[1:]
-    if channels != layer.in_channels:
-        raise InputError(f"X has images of {channels} channels, but the model expects {layer.in_channels}")
     usual = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     if not usual:
         raise InputError("model has a Conv2d with groups, dilation or a padding by name or mode: use the defaults of all but the numbers")
-    return Patches((channels, height, width), layer.kernel_size, layer.stride, layer.padding)
+    patches = Patches(layer.kernel_size, layer.stride, layer.padding).on(X)
+    if patches.channels != layer.in_channels:
+        raise InputError(f"X has images of {patches.channels} channels, but the model expects {layer.in_channels}")
+    return patches

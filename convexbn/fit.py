@@ -18,16 +18,16 @@ from convexbn.export import to_torch
 from convexbn.features import Features, extract, stack
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover
-from convexbn.patches import NO_POOLING, Patches, Pooling, patches_of
+from convexbn.patches import Patches, Pooling, check_input, pooling_of
 from convexbn.pricing import affordable, evolve, is_square, known_price, local_search, price_dual, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, Status
 from convexbn.solvers import ClosedForm, SlidingFrankWolfe
-from convexbn.streaming import whiten_stream
-from convexbn.validation import FloatArray, check_budget, check_data, check_positive, check_targets
-from convexbn.whitening import Whitening, whiten
+from convexbn.streaming import whiten_input
+from convexbn.validation import FloatArray, check_budget, check_positive, check_targets
+from convexbn.whitening import Whitening
 
 if TYPE_CHECKING:
     import torch
@@ -112,10 +112,7 @@ def fit_convex_bn(
     rank: float | None = None,
     seed: int = 0,
     proof_seconds: float = 5.0,
-    patch: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    pooling: str = "average",
+    patches: Patches | None = None,
     features: Features | None = None,
     verbose: bool = False,
 ) -> Fit:
@@ -126,13 +123,13 @@ def fit_convex_bn(
     by its equivalent convex program, and certify it. L is a sum over samples; BN divides by the l2 norm over the full batch and
     has no epsilon (`docs/conventions.md` has PyTorch's scaling beside it). Source: Ergen et al. 2022.
 
-    With `patch` the first layer is a convolution of images, X w_j runs over all their K n patches, whose statistics BN takes, and
+    With `patches` the first layer is a convolution of images, X w_j runs over all their K n patches, whose statistics BN takes, and
     the K activations of an image are averaged or summed. With `features` the network is a deep one: features(X) takes the place of
     X, and the last two layers are optimal for these features. Where they have rank n - 1 no depth and no other features do better.
 
     Parameters
     ----------
-    X : (n, d) real numbers, n >= 2; with `patch` images (n, c, h, w)
+    X : (n, d) real numbers, n >= 2; with `patches` images (n, c, h, w)
     y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
     beta : absolute; None takes 0.1 `beta_max`
     loss : "squared", "logistic", "hinge", "huber", "softmax", or a `Loss` such as `Huber(delta=0.5)`
@@ -147,9 +144,8 @@ def fit_convex_bn(
         among networks that read those directions
     seed : of the sample and of the searches
     proof_seconds : for the proof where all arrangements are unlisted, as long as its gap is above 1e-3: the `seconds` of `certify`
-    patch, stride, padding : of the convolution, as `kernel_size`, `stride` and `padding` (with zeros) in PyTorch's Conv2d; one
-        number stands for height and width. The memory is that of the basis, n K rows of r+1 numbers, and that of some images' patches
-    pooling : "average" or "sum", over the patches of an image
+    patches : of the convolution, such as `Patches(5, stride=2)`: their size, stride, padding and pooling, as in PyTorch's Conv2d and
+        an average or a sum over the image. The memory is that of the basis, n K rows of r+1 numbers, and that of some images' patches
     features : a torch.nn.Module, trained or random (`random_layers`), or a function of X; it runs in `eval()` and is not trained
     verbose : show each stage
 
@@ -163,10 +159,9 @@ def fit_convex_bn(
     check_budget(proof_seconds, "proof_seconds")
     seconds: dict[str, float] = {}
     with _stage("whiten", seconds, verbose):
-        read = extract(features, X)
-        patches = patches_of(read, patch, stride, padding, pooling)
-        data, the_loss, targets, whitening = _prepare(read, y, loss, patches, rank)
-        pool = patches.pooling if patches is not None else NO_POOLING
+        data, cut = check_input(extract(features, X), patches)
+        the_loss, targets, whitening = _prepare(data, y, loss, cut, rank)
+        pool = pooling_of(cut)
     with _stage("arrange", seconds, verbose):
         check_word(arrangements)
         the_solver = choose_solver(solver, arrangements, whitening, targets, the_loss, seed=seed, verbose=verbose)
@@ -178,7 +173,7 @@ def fit_convex_bn(
     with _stage("solve", seconds, verbose):
         solution = the_solver.solve(program) if strength < largest else _nothing(program)
     with _stage("certify", seconds, verbose):
-        network = _simplest(whitening, solution, data, program, patches)
+        network = _simplest(whitening, solution, data, program, cut)
         certificate = certify_on(
             whitening, data, targets, network, beta=strength, loss=the_loss, arrangements=chosen, dual=solution.dual, seconds=proof_seconds
         )
@@ -193,32 +188,28 @@ def beta_max(
     arrangements: str | int | Arrangements = "auto",
     rank: float | None = None,
     seed: int = 0,
-    patch: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    pooling: str = "average",
+    patches: Patches | None = None,
 ) -> float:
     """The smallest beta for which the zero network is optimal, h(V) at V = -grad L(0): max over ||s|| <= 1 of ||V^T (U's)_+||.
 
     Exact at rank n - 1 and over arrangements that are listed; over a sample it is that sample's. Over all of them, where they are
     too many to list, it is estimated by local search, from below. Parameters as in `fit_convex_bn`.
     """
-    patches = patches_of(X, patch, stride, padding, pooling)
-    _, the_loss, targets, whitening = _prepare(X, y, loss, patches, rank)
+    data, cut = check_input(X, patches)
+    the_loss, targets, whitening = _prepare(data, y, loss, cut, rank)
     too_many = targets.ndim > 1 or not few_arrangements(whitening)
     unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and too_many)
     chosen = None if unlisted else choose_arrangements(arrangements, whitening, targets, seed=seed)
-    return _beta_max(whitening, targets, the_loss, chosen, patches.pooling if patches is not None else NO_POOLING)
+    return _beta_max(whitening, targets, the_loss, chosen, pooling_of(cut))
 
 
 def _prepare(
-    X: npt.ArrayLike, y: npt.ArrayLike, loss: str | Loss, patches: Patches | None, rank: float | None
-) -> tuple[npt.NDArray[Any], Loss, FloatArray, Whitening]:
-    """The data, as rows or as images, the loss, its targets, and the rows that the first layer reads, whitened."""
-    data = check_data(X) if patches is None else np.asarray(X)
+    data: npt.NDArray[Any], y: npt.ArrayLike, loss: str | Loss, patches: Patches | None, rank: float | None
+) -> tuple[Loss, FloatArray, Whitening]:
+    """The loss, its targets, and what the first layer reads, whitened."""
     the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
-    return data, the_loss, targets, whiten(data, rank=rank) if patches is None else whiten_stream(lambda: patches.blocks(data), rank=rank)
+    return the_loss, targets, whiten_input(data, patches, rank=rank)
 
 
 def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None, pooling: Pooling) -> float:

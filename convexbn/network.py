@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from convexbn.arrangements import TIE
 from convexbn.losses import Loss
-from convexbn.patches import NO_POOLING, Patches, Pooling
+from convexbn.patches import Patches, Pooling, pooling_of
 from convexbn.validation import FloatArray, InputError, check_data
 from convexbn.whitening import CONSTANT_COLUMN, Whitening
 
@@ -54,7 +54,7 @@ class Network:
     @property
     def pooling(self) -> Pooling:
         """From rows to samples."""
-        return NO_POOLING if self.patches is None else self.patches.pooling
+        return pooling_of(self.patches)
 
     @property
     def neurons(self) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from convexbn.validation import FloatArray, InputError, real_array
+from convexbn.validation import FloatArray, InputError, check_data, real_array
 
 POOLINGS = ("average", "sum")
 BLOCK = 2**22  # numbers: 32 MiB of patches at a time, where not all of them are wanted at once
@@ -53,47 +53,84 @@ class Pooling:
 NO_POOLING = Pooling()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Patches:
     """How a convolution reads images (n, c, h, w): as K patches each, rows of c p_h p_w numbers, pooled over the image.
 
-    `size`, `stride` and `padding` mean what they do in PyTorch's Conv2d, one number standing for both sides; padding is with zeros.
+    `size`, `stride` and `padding` mean what `kernel_size`, `stride` and `padding` do in PyTorch's Conv2d; padding is with zeros.
 
-    Attributes
+    Parameters
     ----------
-    image : (c, h, w), channels, height and width of each image
-    size : (p_h, p_w) of a patch
-    stride, padding : along height and width
-    kind : "average" or "sum", the pooling over the patches of an image
+    size, stride, padding : along height and width, one number standing for both
+    pooling : "average" or "sum", over the patches of an image
+    image : (c, h, w), channels, height and width of each image; None until it is known, as `on` tells
+
+    Raises
+    ------
+    InputError
+        For a geometry that can't be used, and for a patch that is larger than the image.
     """
 
-    image: tuple[int, int, int]
     size: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    kind: str = "average"
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    pooling: str
+    image: tuple[int, int, int] | None
 
-    def __post_init__(self) -> None:
-        for name, smallest in (("size", 1), ("stride", 1), ("padding", 0)):
-            object.__setattr__(self, name, _pair(getattr(self, name), "patch" if name == "size" else name, smallest))
-        if self.kind not in POOLINGS:
-            raise InputError(f"pooling = {self.kind!r} is unknown: choose 'average' or 'sum'")
-        padded = tuple(side + 2 * extra for side, extra in zip(self.image[1:], self.padding, strict=True))
-        if any(part > side for part, side in zip(self.size, padded, strict=True)):
-            raise InputError(f"patch = {self.size} is larger than an image of {padded} with its padding: take a smaller patch")
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        pooling: str = "average",
+        image: tuple[int, int, int] | None = None,
+    ) -> None:
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling = {pooling!r} is unknown: choose 'average' or 'sum'")
+        pairs = {"size": _pair(size, "size", 1), "stride": _pair(stride, "stride", 1), "padding": _pair(padding, "padding", 0)}
+        for name, value in {**pairs, "pooling": pooling, "image": image}.items():
+            object.__setattr__(self, name, value)
+        if image is not None:
+            padded = tuple(side + 2 * extra for side, extra in zip(image[1:], self.padding, strict=True))
+            if any(part > side for part, side in zip(self.size, padded, strict=True)):
+                raise InputError(f"size = {self.size} of a patch is larger than an image of {padded} with its padding: take a smaller one")
+
+    def on(self, images: npt.ArrayLike) -> Patches:
+        """The same on images like these (n, c, h, w): it knows their shape."""
+        shape = tuple(getattr(images, "shape", ()))
+        channels, height, width = (shape if len(shape) == 4 and 0 not in shape else check_images(images).shape)[1:]
+        if self.image not in (None, (channels, height, width)):
+            raise InputError(f"X has images of shape {(channels, height, width)}, but patches are of images {self.image}: leave image out")
+        return replace(self, image=(channels, height, width))
+
+    @property
+    def _known(self) -> tuple[int, int, int]:
+        if self.image is None:
+            raise InputError("patches don't know the shape of the images yet: pass patches.on(X)")
+        return self.image
+
+    @property
+    def channels(self) -> int:
+        """How many channels an image has."""
+        return self._known[0]
 
     @property
     def grid(self) -> tuple[int, int]:
         """How many patches along height and width."""
-        sides = zip(self.image[1:], self.size, self.stride, self.padding, strict=True)
+        sides = zip(self._known[1:], self.size, self.stride, self.padding, strict=True)
         down, across = ((side + 2 * extra - part) // step + 1 for side, part, step, extra in sides)
         return down, across
 
     @property
-    def pooling(self) -> Pooling:
-        """From the patches to the images."""
-        count = self.grid[0] * self.grid[1]
-        return Pooling(count, 1.0 / count if self.kind == "average" else 1.0)
+    def count(self) -> int:
+        """How many patches an image has, K."""
+        down, across = self.grid
+        return down * across
+
+    @property
+    def features(self) -> int:
+        """How many numbers a patch has, c p_h p_w."""
+        return self.channels * self.size[0] * self.size[1]
 
     def rows(self, images: npt.ArrayLike) -> FloatArray:
         """The patches as rows, shape (n K, c p_h p_w), those of an image next to each other; each in the order (c, p_h, p_w).
@@ -101,49 +138,51 @@ class Patches:
         They take K p_h p_w / (h w) times the memory of the images in float64: `blocks` makes them for some images at a time.
         """
         pixels = check_images(images)
-        if pixels.shape[1:] != self.image:
+        if pixels.shape[1:] != self._known:
             raise InputError(f"X has images of shape {pixels.shape[1:]}, but {self.image} is expected: (channels, height, width)")
         (above, left), (down, across) = self.padding, self.stride
         padded = np.pad(pixels, ((0, 0), (0, 0), (above, above), (left, left)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.size, axis=(2, 3))[:, :, ::down, ::across]
         return windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, self.features)
 
-    @property
-    def features(self) -> int:
-        """How many numbers a patch has, c p_h p_w."""
-        return self.image[0] * self.size[0] * self.size[1]
-
     def blocks(self, images: npt.ArrayLike) -> Iterator[FloatArray]:
         """The same rows, of some images at a time, so that neither all patches nor the images in float64 are ever held."""
-        several = max(1, BLOCK // (self.pooling.patches * self.features))
+        several = max(1, BLOCK // (self.count * self.features))
         pixels: Any = images if len(getattr(images, "shape", ())) == 4 and len(images) else check_images(images)  # type: ignore[arg-type]
         for first in range(0, len(pixels), several):
             yield self.rows(pixels[first : first + several])
 
 
-def patches_of(X: npt.ArrayLike, patch: Any, stride: Any = 1, padding: Any = 0, pooling: str = "average") -> Patches | None:
-    """How images X are cut into patches; None where no patch is asked for.
+def pooling_of(patches: Patches | None) -> Pooling:
+    """From the patches of an image to the image; the identity for data that are rows themselves."""
+    if patches is None:
+        return NO_POOLING
+    return Pooling(patches.count, 1.0 / patches.count if patches.pooling == "average" else 1.0)
+
+
+def check_input(X: Any, patches: Patches | None) -> tuple[npt.NDArray[Any], Patches | None]:
+    """X as numbers (n, d), or as images (n, c, h, w) where there are patches, which know the shape of the images then.
 
     Raises
     ------
     InputError
-        For images or a geometry that can't be used, and for a geometry without a patch.
+        For data that can't be used. The numbers of images are looked at where they are read, some images at a time.
     """
-    if patch is not None:
-        shape = tuple(getattr(X, "shape", ()))
-        channels, height, width = (shape if len(shape) == 4 and 0 not in shape else check_images(X).shape)[1:]
-        return Patches((channels, height, width), patch, stride, padding, pooling)
-    if (stride, padding, pooling) != (1, 0, "average"):
-        raise InputError("stride, padding and pooling are those of a convolution, but patch is None: pass patch=(height, width) as well")
-    return None
+    if patches is None:
+        if len(np.shape(X) if hasattr(X, "shape") else ()) == 4:
+            raise InputError("X has 4 dimensions, as images have: pass patches=Patches(5) for a convolution, or X.reshape(len(X), -1)")
+        return check_data(X), None
+    if not isinstance(patches, Patches):
+        raise InputError(f"patches = {patches!r} are no Patches: pass convexbn.Patches(5, stride=2), for instance")
+    return np.asarray(X), patches.on(X)
 
 
 def check_images(X: Any) -> FloatArray:
     """Return `X` as a float64 array (n, c, h, w) with at least one entry along each side, or raise `InputError`."""
     images = real_array(X, "X")
     if images.ndim != 4 or 0 in images.shape:
-        advice = "X[:, None] makes one channel of (n, h, w)" if images.ndim == 3 else "reshape it, or leave patch out for rows"
-        raise InputError(f"X has shape {images.shape}, not (samples, channels, height, width) as a patch needs: {advice}")
+        advice = "X[:, None] makes one channel of (n, h, w)" if images.ndim == 3 else "reshape it, or leave patches out for rows"
+        raise InputError(f"X has shape {images.shape}, not (samples, channels, height, width) as patches need: {advice}")
     return images
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from convexbn.patches import Patches
 from convexbn.validation import BoolArray, FloatArray, InputError
 from convexbn.whitening import CONSTANT_COLUMN, WEAKEST_BY_GRAM, Whitening, check_rank, enough, powers_of_two, whiten
 
@@ -44,6 +47,11 @@ def whiten_stream(stream: Stream, *, rank: float | None = None) -> Whitening:
         return whiten(np.concatenate(list(stream())), rank=rank)
     energy = float(np.sum(squares[:kept]) / np.sum(squares)) if kept < full else 1.0
     return _upright(stream, samples, mean, scale, vectors[:, :kept], values[:kept], energy)
+
+
+def whiten_input(data: npt.NDArray[Any], patches: Patches | None, *, rank: float | None = None) -> Whitening:
+    """Whiten what the first layer reads: the rows of data at once, or the patches of images block by block."""
+    return whiten(data, rank=rank) if patches is None else whiten_stream(lambda: patches.blocks(data), rank=rank)
 
 
 def _ranges(stream: Stream, *, one_unit: bool) -> tuple[int, FloatArray, FloatArray, BoolArray]:

@@ -11,6 +11,7 @@ from convexbn import (
     Evidence,
     GatedSolver,
     Network,
+    Patches,
     SlidingFrankWolfe,
     beta_max,
     fit_convex_bn,
@@ -37,7 +38,7 @@ def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     With `directions`, on coordinates along so many principal directions of the pixels: the leading `rank` of them are those of the
     pixels, and cheaper to come by. With `patch`, on the patches of the images.
     """
-    reading = {name: settings[name] for name in ("patch", "stride") if name in settings}
+    reading = {"patches": Patches(settings["patch"], settings["stride"])} if "patch" in settings else {}
     if reading:
         before = nn.Sequential(nn.Identity())
     else:
@@ -64,14 +65,15 @@ def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
 def all_arrangements(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     """The ReLU network over all arrangements, on pixels or, with `patch`, on the patches of the images."""
     data: Any = part.images / 255.0 if "patch" in settings else part.pixels
-    reading = {name: settings[name] for name in ("rank", "patch", "stride") if name in settings}
+    reading = {"patches": Patches(settings["patch"], settings["stride"])} if "patch" in settings else {}
     fit = fit_convex_bn(
         data,
         part.targets,
-        beta=settings["fraction"] * beta_max(data, part.targets, **reading),
+        beta=settings["fraction"] * beta_max(data, part.targets, rank=settings.get("rank"), **reading),
         solver=SlidingFrankWolfe(settings["tolerance"], settings["rounds"], settings["seconds"], seed=seed),
         proof_seconds=settings["proof_seconds"],
         verbose=True,
+        rank=settings.get("rank"),
         **reading,
     )
     flatten = [] if "patch" in settings else [nn.Flatten()]

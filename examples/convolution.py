@@ -17,7 +17,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import nn
 
-from convexbn import Network, fit_convex_bn, from_torch
+from convexbn import Network, Patches, fit_convex_bn, from_torch
 from convexbn.fit import Fit
 from convexbn.training import Adam, ModelRun, train_model
 
@@ -105,7 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     X, y = threes_and_eights()
     X, y = (X[:30], y[:30]) if arguments.quick else (X[:150], y[:150])
-    fit = fit_convex_bn(X, y, loss="logistic", patch=3, stride=2, padding=1, proof_seconds=0.1 if arguments.quick else 5.0)
+    fit = fit_convex_bn(X, y, loss="logistic", patches=Patches(3, stride=2, padding=1), proof_seconds=0.1 if arguments.quick else 5.0)
     print(fit)
     runs = train(X, y, fit.program.beta, *((1, 20) if arguments.quick else (3, 1000)))
     adam = np.array([network.objective(X, y, fit.program.loss, fit.program.beta) for _, network in runs])

@@ -21,9 +21,9 @@ from convexbn.whitening import whiten
 
 SQUARED = Squared()
 GEOMETRIES = {
-    "every pixel": {"patch": 1, "stride": 2},
-    "overlapping": {"patch": (1, 2)},
-    "padded": {"patch": (2, 2), "stride": 2, "padding": 1},
+    "every pixel": Patches(1, stride=2),
+    "overlapping": Patches((1, 2)),
+    "padded": Patches((2, 2), stride=2, padding=1),
 }
 
 
@@ -39,27 +39,22 @@ def solved(
     y = targets_for(loss, len(X), 1) if outputs == 1 else several_targets(loss, len(X), outputs, 1)
     arrangements = "all" if outputs == 1 and geometry == "every pixel" else "auto"
     solver = "CLARABEL" if arrangements == "all" else "sliding"
-    return (
-        X,
-        y,
-        fit_convex_bn(
-            X, y, loss=loss, pooling=pooling, arrangements=arrangements, solver=solver, proof_seconds=1.0, **GEOMETRIES[geometry]
-        ),
-    )
+    patches = replace(GEOMETRIES[geometry], pooling=pooling)
+    return X, y, fit_convex_bn(X, y, loss=loss, patches=patches, arrangements=arrangements, solver=solver, proof_seconds=1.0)
 
 
 def raw_objective(X: np.ndarray, y: np.ndarray, loss: Loss, beta: float, patches: Patches, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The weight-decay objective from the definition, by torch's convolution: w (..., m, h), g, a (..., m), v (..., C, m)."""
     w, g, a, v = parts
     width = w.shape[-2]
-    kernels = w.reshape(-1, patches.image[0], *patches.size)
+    kernels = w.reshape(-1, patches.channels, *patches.size)
     maps = nn.functional.conv2d(torch.as_tensor(X), kernels, stride=patches.stride, padding=patches.padding)
-    z = maps.reshape(len(X), -1, width, patches.pooling.patches)
+    z = maps.reshape(len(X), -1, width, patches.count)
     z = z - z.mean(dim=(0, 3), keepdim=True)
     z = z / z.square().sum(dim=(0, 3), keepdim=True).sqrt()
-    shift = a.reshape(-1, width, 1) / (len(X) * patches.pooling.patches) ** 0.5
+    shift = a.reshape(-1, width, 1) / (len(X) * patches.count) ** 0.5
     hidden = torch.relu(g.reshape(-1, width, 1) * z + shift)
-    pooled = hidden.mean(dim=3) if patches.kind == "average" else hidden.sum(dim=3)
+    pooled = hidden.mean(dim=3) if patches.pooling == "average" else hidden.sum(dim=3)
     f = v.reshape(-1, v.shape[-2], width) @ pooled.permute(1, 2, 0)
     decay = (g**2 + a**2).sum(-1) + (v**2).sum((-2, -1))
     return raw_loss(loss, f, torch.as_tensor(y.reshape(len(y), -1)).mT).sum(-1) + 0.5 * beta * decay
@@ -67,7 +62,7 @@ def raw_objective(X: np.ndarray, y: np.ndarray, loss: Loss, beta: float, patches
 
 def best_of_lbfgs(X: np.ndarray, y: np.ndarray, loss: Loss, beta: float, patches: Patches, width: int, starts: int) -> float:
     """The lowest objective that L-BFGS reaches on the convolutional network itself, from many starts at once."""
-    h, outputs, best = patches.image[0] * patches.size[0] * patches.size[1], y.reshape(len(y), -1).shape[1], np.inf
+    h, outputs, best = patches.features, y.reshape(len(y), -1).shape[1], np.inf
 
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best
@@ -126,14 +121,14 @@ def test_several_outputs(loss: Loss) -> None:
 
 def test_sliding_and_a_cone_solver_agree() -> None:
     X, y, fit = solved()
-    other = fit_convex_bn(X, y, beta=fit.program.beta, solver="sliding", proof_seconds=0.0, **GEOMETRIES["every pixel"])
+    other = fit_convex_bn(X, y, beta=fit.program.beta, solver="sliding", proof_seconds=0.0, patches=GEOMETRIES["every pixel"])
     assert other.certificate.objective == pytest.approx(fit.certificate.objective, rel=1e-6)
     assert other.certificate.bound <= fit.certificate.objective
 
 
 def test_a_sample_of_arrangements_is_an_upper_bound_and_says_so() -> None:
     X, y, fit = solved(SQUARED, "average", "overlapping")
-    sample = fit_convex_bn(X, y, beta=fit.program.beta, arrangements=20, **GEOMETRIES["overlapping"])
+    sample = fit_convex_bn(X, y, beta=fit.program.beta, arrangements=20, patches=GEOMETRIES["overlapping"])
     assert sample.certificate.evidence is Evidence.SAMPLED
     assert sample.certificate.objective >= fit.certificate.bound
 
@@ -141,17 +136,17 @@ def test_a_sample_of_arrangements_is_an_upper_bound_and_says_so() -> None:
 @pytest.mark.parametrize("kind", ["average", "sum"])
 def test_sum_and_average_are_one_problem_at_two_betas(kind: str) -> None:
     X, y, fit = solved(SQUARED, kind)
-    other = "sum" if kind == "average" else "average"
+    patches = replace(GEOMETRIES["every pixel"], pooling="sum" if kind == "average" else "average")
     factor = 4.0 if kind == "average" else 0.25
-    assert beta_max(X, y, pooling=other, **GEOMETRIES["every pixel"]) == pytest.approx(factor * fit.beta_max, rel=1e-5)
-    again = fit_convex_bn(X, y, beta=factor * fit.program.beta, pooling=other, arrangements="all", **GEOMETRIES["every pixel"])
+    assert beta_max(X, y, patches=patches) == pytest.approx(factor * fit.beta_max, rel=1e-5)
+    again = fit_convex_bn(X, y, beta=factor * fit.program.beta, patches=patches, arrangements="all")
     assert again.certificate.objective == pytest.approx(fit.certificate.objective, rel=1e-7)
 
 
 def test_a_patch_as_large_as_the_image_is_the_plain_network() -> None:
     X = images(8, (1, 1, 2))
     y = targets_for(Squared(), 8, 4)
-    whole, plain = fit_convex_bn(X, y, patch=(1, 2), proof_seconds=0.0), fit_convex_bn(X.reshape(8, 2), y, proof_seconds=0.0)
+    whole, plain = fit_convex_bn(X, y, patches=Patches((1, 2)), proof_seconds=0.0), fit_convex_bn(X.reshape(8, 2), y, proof_seconds=0.0)
     assert whole.certificate.objective == pytest.approx(plain.certificate.objective, rel=1e-9)
     np.testing.assert_allclose(whole.predict(X), plain.predict(X.reshape(8, 2)), atol=1e-7)
 
@@ -161,7 +156,7 @@ def test_a_patch_as_large_as_the_image_is_the_plain_network() -> None:
 def test_closed_form_at_full_rank_is_the_conic_optimum(loss: Loss, pooling: str) -> None:
     """Three images of two patches each, with as many numbers in a patch as make the rank n K - 1 = 5."""
     X, y = images(3, (5, 1, 2), seed=3), targets_for(loss, 3, 5)
-    arguments = {"loss": loss, "patch": 1, "pooling": pooling}
+    arguments = {"loss": loss, "patches": Patches(1, pooling=pooling)}
     fit = fit_convex_bn(X, y, **arguments)
     assert fit.solution.solver == "closed form"
     assert fit.certificate.accepts(1e-8)
@@ -264,9 +259,9 @@ def test_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_statistics_are_those_of_all_patches_and_scale_with_the_images() -> None:
     X, y, fit = solved(SQUARED, "average", "overlapping")
-    other = fit_convex_bn(1e3 * X + 5.0, y, beta=fit.program.beta, solver="sliding", proof_seconds=0.0, **GEOMETRIES["overlapping"])
+    other = fit_convex_bn(1e3 * X + 5.0, y, beta=fit.program.beta, solver="sliding", proof_seconds=0.0, patches=GEOMETRIES["overlapping"])
     assert other.certificate.objective == pytest.approx(fit.certificate.objective, rel=1e-6)
-    assert whiten(Patches((1, 3, 3), (1, 2)).rows(X)).samples == 30 == fit.network.samples
+    assert whiten(Patches((1, 2)).on(X).rows(X)).samples == 30 == fit.network.samples
 
 
 def test_predictions_for_other_images_and_their_errors() -> None:
@@ -283,25 +278,24 @@ def test_predictions_for_other_images_and_their_errors() -> None:
 
 @pytest.mark.parametrize("function", [fit_convex_bn, beta_max])
 @pytest.mark.parametrize(
-    ("X", "arguments", "message"),
+    ("X", "patches", "message"),
     [
-        (images(), {"patch": 4}, r"^patch = \(4, 4\) is larger than an image of \(3, 3\)"),
-        (images(), {"patch": 2, "stride": 0}, "^stride = 0 is not usable"),
-        (images()[0], {"patch": 2}, r"^X has shape \(1, 3, 3\), not \(samples"),
-        (images(), {"patch": 2, "pooling": "max"}, "^pooling = 'max' is unknown"),
-        (images()[:, 0, 0], {"stride": 2}, "^stride, padding and pooling are those of a convolution, but patch is None"),
-        (images(), {}, r"^X has 4 dimension\(s\)"),
-        (images()[:4], {"patch": 2}, "^y has 5 targets, but X has 4 samples"),
-        (np.full((5, 1, 3, 3), np.nan), {"patch": 2}, "^X holds NaN"),
-        (np.ones((5, 1, 3, 3)), {"patch": 2}, "^X has only constant columns"),
+        (images(), Patches(4), r"^size = \(4, 4\) of a patch is larger than an image of \(3, 3\)"),
+        (images(), Patches(2, image=(1, 4, 4)), r"^X has images of shape \(1, 3, 3\), but patches are of images \(1, 4, 4\)"),
+        (images()[0], Patches(2), r"^X has shape \(1, 3, 3\), not \(samples"),
+        (images(), 2, r"^patches = 2 are no Patches: pass convexbn.Patches\("),
+        (images(), None, "^X has 4 dimensions, as images have: pass patches="),
+        (images()[:4], Patches(2), "^y has 5 targets, but X has 4 samples"),
+        (np.full((5, 1, 3, 3), np.nan), Patches(2), "^X holds NaN"),
+        (np.ones((5, 1, 3, 3)), Patches(2), "^X has only constant columns"),
     ],
 )
-def test_unusable_input_is_refused(function, X: np.ndarray, arguments: dict, message: str) -> None:
+def test_unusable_input_is_refused(function, X: np.ndarray, patches: Patches | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        function(X, targets_for(Squared(), 5, 0), **arguments)
+        function(X, targets_for(Squared(), 5, 0), patches=patches)
 
 
 def test_one_image_is_enough_for_its_patches() -> None:
-    fit = fit_convex_bn(images(1), np.array([2.0]), patch=2)
+    fit = fit_convex_bn(images(1), np.array([2.0]), patches=Patches(2))
     assert fit.certificate.accepts(1e-5)
     assert replace(fit.network).samples == 4

@@ -12,7 +12,7 @@ from problems import LOSSES, raw_loss, targets_for
 from scipy.optimize import minimize
 from torch import nn
 
-from convexbn import InputError, SolverUnavailable, certify, fit_convex_bn, random_layers, to_torch, whiten
+from convexbn import InputError, Patches, SolverUnavailable, certify, fit_convex_bn, random_layers, to_torch, whiten
 from convexbn.certificate import Evidence
 from convexbn.features import extract
 from convexbn.fit import Fit
@@ -148,7 +148,7 @@ def test_extractors_in_single_precision_run_in_double_and_stay_as_they_were() ->
 def test_feature_maps_may_be_images_for_a_convolution() -> None:
     torch.manual_seed(1)
     X, y = np.random.default_rng(2).standard_normal((8, 1, 4, 4)), targets_for(SQUARED, 8, 3)
-    fit = fit_convex_bn(X, y, features=nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), patch=1, proof_seconds=0.0)
+    fit = fit_convex_bn(X, y, features=nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), patches=Patches(1), proof_seconds=0.0)
     model = fit.to_torch()
     assert [type(layer) for layer in model][:2] == [nn.Sequential, nn.Conv2d]
     np.testing.assert_allclose(model(torch.as_tensor(X))[:, 0].detach().numpy(), fit.predict(X), rtol=1e-11, atol=1e-11)

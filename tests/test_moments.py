@@ -10,7 +10,7 @@ from problems import degenerate_data, listed_price, targets_for
 
 from convexbn import Fit, beta_max, certify, fit_convex_bn, judge
 from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
-from convexbn.patches import Pooling
+from convexbn.patches import Patches, Pooling
 from convexbn.pricing import moments as module
 from convexbn.pricing import price_everywhere
 from convexbn.pricing.moments import MomentTraining, _hankel, fits, positive
@@ -78,9 +78,9 @@ def test_patches_are_pooled(pooling: Pooling) -> None:
     """Twelve patches of four images: prices bound the enumerated ones of V spread, dual values the optimum, and both come near."""
     generator = np.random.default_rng(5)
     X, y = generator.standard_normal((4, 1, 1, 3)), np.array([1.0, -0.5, 0.3, 2.0])
-    kind = "sum" if pooling.weight == 1.0 else "average"
-    beta = 0.3 * beta_max(X, y, patch=1, pooling=kind)
-    fit = fit_convex_bn(X, y, beta=beta, patch=1, pooling=kind, arrangements="all", solver="CLARABEL")
+    patches = Patches(1, pooling="sum" if pooling.weight == 1.0 else "average")
+    beta = 0.3 * beta_max(X, y, patches=patches)
+    fit = fit_convex_bn(X, y, beta=beta, patches=patches, arrangements="all", solver="CLARABEL")
     basis = fit.whitening.basis
     training = MomentTraining(basis, y, Squared(), beta, np.zeros((0, 2)), np.zeros(0), pooling=pooling)
     best = -np.inf

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from convexbn.arrangements import enumerate_arrangements
 from convexbn.losses import Loss, Squared
-from convexbn.patches import Patches, Pooling
+from convexbn.patches import Patches, Pooling, pooling_of
 from convexbn.pricing import price_dual
 from convexbn.program import Program
 from convexbn.solvers import Conic
@@ -33,9 +33,9 @@ def images(shape: tuple[int, int, int], count: int, seed: int = 0) -> np.ndarray
 
 @pytest.mark.parametrize(("shape", "size", "stride", "padding"), GEOMETRIES)
 def test_rows_are_those_of_unfold(shape, size, stride, padding) -> None:
-    X, patches = images(shape, 3), Patches(shape, size, stride, padding)
+    X, patches = images(shape, 3), Patches(size, stride, padding, image=shape)
     expected = functional.unfold(torch.as_tensor(X), size, stride=stride, padding=padding).mT
-    assert expected.shape[1] == patches.pooling.patches == np.prod(patches.grid)
+    assert expected.shape[1] == patches.count == np.prod(patches.grid)
     np.testing.assert_array_equal(patches.rows(X), expected.reshape(-1, expected.shape[2]).numpy())
 
 
@@ -52,16 +52,17 @@ def test_average_and_sum_pool_as_pytorch_does() -> None:
     X = images((1, 3, 4), 5)
     rows = np.random.default_rng(2).standard_normal((5 * 6, 2))
     maps = torch.as_tensor(rows.reshape(5, 2, 3, 2)).permute(0, 3, 1, 2)
-    mean, total = (Patches(X.shape[1:], 2, 1, 0, kind).pooling for kind in ("average", "sum"))
+    mean, total = (pooling_of(Patches(2, pooling=word).on(X)) for word in ("average", "sum"))
     np.testing.assert_allclose(mean.pool(rows), functional.adaptive_avg_pool2d(maps, 1).flatten(1).numpy(), rtol=1e-13)
     np.testing.assert_allclose(total.pool(rows), maps.sum(dim=(2, 3)).numpy(), rtol=1e-13)
 
 
 def pooled_program(loss: Loss, kind: str = "average", seed: int = 0) -> Program:
     """Four images with four patches of one or two numbers each, and all arrangements."""
-    patches = Patches((1, 2, 3), (1, 2), 1, 0, kind) if loss.name != "squared" else Patches((1, 2, 2), 1, 1, 0, kind)
-    basis = whiten(patches.rows(images(patches.image, 4, seed))).basis
-    return Program(basis, targets_for(loss, 4, seed), loss, 0.05, enumerate_arrangements(basis), patches.pooling)
+    image, size = ((1, 2, 3), (1, 2)) if loss.name != "squared" else ((1, 2, 2), 1)
+    patches = Patches(size, pooling=kind, image=image)
+    basis = whiten(patches.rows(images(image, 4, seed))).basis
+    return Program(basis, targets_for(loss, 4, seed), loss, 0.05, enumerate_arrangements(basis), pooling_of(patches))
 
 
 @pytest.mark.parametrize("kind", ["average", "sum"])
@@ -99,15 +100,15 @@ def test_rows_that_are_no_multiple_of_the_patches_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": (5, 2)}, r"^patch = \(5, 2\) is larger than an image of \(4, 4\)"),
-        ({"size": 0}, r"^patch = 0 is not usable: pass a whole number of at least 1"),
-        ({"size": (2, 2, 2)}, r"^patch = \(2, 2, 2\) is not usable"),
-        ({"size": "2"}, r"^patch = '2' is not usable"),
-        ({"size": 2.0}, r"^patch = 2.0 is not usable"),
+        ({"size": (5, 2)}, r"^size = \(5, 2\) of a patch is larger than an image of \(4, 4\)"),
+        ({"size": 0}, r"^size = 0 is not usable: pass a whole number of at least 1"),
+        ({"size": (2, 2, 2)}, r"^size = \(2, 2, 2\) is not usable"),
+        ({"size": "2"}, r"^size = '2' is not usable"),
+        ({"size": 2.0}, r"^size = 2.0 is not usable"),
         ({"stride": 0}, r"^stride = 0 is not usable"),
         ({"stride": (1, True)}, r"^stride = \(1, True\) is not usable"),
         ({"padding": -1}, r"^padding = -1 is not usable: pass a whole number of at least 0"),
-        ({"kind": "max"}, r"^pooling = 'max' is unknown: choose 'average' or 'sum'"),
+        ({"pooling": "max"}, r"^pooling = 'max' is unknown: choose 'average' or 'sum'"),
     ],
 )
 def test_unusable_geometry_is_refused(options: dict, message: str) -> None:
@@ -119,11 +120,20 @@ def test_unusable_geometry_is_refused(options: dict, message: str) -> None:
     ("shape", "message"),
     [
         ((3, 4, 4), r"^X has shape \(3, 4, 4\), not \(samples, channels, height, width\).*X\[:, None\]"),
-        ((3, 16), r"^X has shape \(3, 16\), not .*leave patch out"),
+        ((3, 16), r"^X has shape \(3, 16\), not .*leave patches out"),
         ((0, 1, 4, 4), r"^X has shape \(0, 1, 4, 4\)"),
         ((3, 1, 5, 4), r"^X has images of shape \(1, 5, 4\), but \(1, 4, 4\) is expected"),
     ],
 )
 def test_other_images_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Patches((1, 4, 4), 2).rows(np.ones(shape))
+        Patches(2, image=(1, 4, 4)).rows(np.ones(shape))
+
+
+def test_patches_without_an_image_wait_for_it() -> None:
+    patches = Patches((2, 1), stride=2)
+    with pytest.raises(InputError, match=r"^patches don't know the shape of the images yet"):
+        patches.rows(images((1, 4, 4), 3))
+    known = patches.on(images((3, 4, 5), 2))
+    assert known == Patches((2, 1), (2, 2), image=(3, 4, 5)) == known.on(images((3, 4, 5), 7))
+    assert (known.count, known.features) == (6, 6)

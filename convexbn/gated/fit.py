@@ -19,13 +19,13 @@ from convexbn.gated.penalties import Penalty, get_penalty
 from convexbn.gated.program import GatedProgram
 from convexbn.gated.solver import GatedSolution, GatedSolver
 from convexbn.losses import Loss, get_loss
-from convexbn.patches import NO_POOLING, Patches, patches_of
+from convexbn.patches import Patches, check_input, pooling_of
 from convexbn.shards import Shards, whiten_shards
 from convexbn.solution import Status
 from convexbn.solvers.masked import MAX_MEMORY
-from convexbn.streaming import whiten_stream
+from convexbn.streaming import whiten_input
 from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets, real_array
-from convexbn.whitening import Whitening, whiten
+from convexbn.whitening import Whitening
 
 if TYPE_CHECKING:
     from convexbn.gated.module import GatedConvolution, GatedModule
@@ -74,7 +74,7 @@ class GatedFit:
         y = program.y[:, 0] if program.y.shape[1] == 1 else program.y
         network, objective = self.network, self.certificate.objective
         if network.patches is not None:
-            raise InputError("X has patches, whose cones are too many to split weights in: fit_convex_bn(patch=...) trains a ReLU network")
+            raise InputError("X has patches, whose cones are too many to split weights in: fit_convex_bn(patches=...) trains ReLUs")
         data = check_data(X)
         return to_relu(self.whitening, network.gates, network.weights, data, y, program.loss, program.beta, objective)
 
@@ -113,10 +113,7 @@ def fit_gated_bn(
     device: str = "cpu",
     max_memory: int = MAX_MEMORY,
     shards: Shards | None = None,
-    patch: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    pooling: str = "average",
+    patches: Patches | None = None,
     verbose: bool = False,
 ) -> GatedFit:
     """Train a two-layer GATED network with batch normalisation to the optimum of
@@ -127,12 +124,12 @@ def fit_gated_bn(
     ReLU network of `fit_convex_bn`: its gates don't follow its weights. It scales to far more data, and its objective says
     nothing about that of ReLU networks. Source: Mishkin, Sahiner and Pilanci 2022 (gated ReLU), on the whitened basis.
 
-    With `patch` the gates read patches of images: U' has the K patches of all images as rows, and predictions are averaged or summed
+    With `patches` the gates read patches of images: U' has the K patches of all images as rows, and predictions are averaged or summed
     over those of an image. Patches are whitened block by block and never held; the basis is, n K (r+1) numbers.
 
     Parameters
     ----------
-    X : (n, d) real numbers, n >= 2; with `patch` images (n, c, h, w) of any real type
+    X : (n, d) real numbers, n >= 2; with `patches` images (n, c, h, w) of any real type
     y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
     gates : how many, drawn from a Gaussian on the basis, patterns that repeat or are empty left out; or (P, r+1) the g_i themselves
     beta : absolute; None takes `fraction` of beta_max
@@ -151,6 +148,7 @@ def fit_gated_bn(
     max_memory : bytes for masks and temporary arrays of products, beyond basis and weights
     shards : under torchrun, how the work is spread. Arrangements: every process passes all of X and y. Samples: each passes rows of
         its own. The network and certificate are those of all processes, `solution` and `program` have this one's part (`docs/scale.md`)
+    patches : as in `fit_convex_bn`
     verbose : show a bar with the gap and the time left
 
     Raises
@@ -158,7 +156,6 @@ def fit_gated_bn(
     InputError
         For an argument that can't be used; the message names it and says what to do.
     """
-    patches = patches_of(X, patch, stride, padding, pooling)
     prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards(), patches)
     largest = prepared.beta_max
     strength = check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0
@@ -180,17 +177,14 @@ def fit_gated_path(
     device: str = "cpu",
     max_memory: int = MAX_MEMORY,
     shards: Shards | None = None,
-    patch: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    pooling: str = "average",
+    patches: Patches | None = None,
     verbose: bool = False,
 ) -> tuple[GatedFit, ...]:
     """Solve the problem of `fit_gated_bn` for many beta, from the largest down, each from the weights of the one before.
 
     Parameters
     ----------
-    X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards, patch, stride, padding, pooling : as in `fit_gated_bn`;
+    X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards, patches : as in `fit_gated_bn`;
         gates are drawn once
     fractions : of beta_max, in any order; None takes ten from 0.5 to 0.01, evenly on a log scale
     solver : as in `fit_gated_bn`, without a checkpoint
@@ -206,7 +200,6 @@ def fit_gated_path(
     the_solver = solver or GatedSolver(verbose=verbose)
     if the_solver.checkpoint is not None:
         raise InputError("solver has a checkpoint, which would be one for all points: leave it out, or call fit_gated_bn for each beta")
-    patches = patches_of(X, patch, stride, padding, pooling)
     prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards(), patches)
     fits: list[GatedFit] = []
     for fraction in np.unique(given)[::-1]:
@@ -262,26 +255,27 @@ def _prepare(
     """Check, whiten, draw gates, and build the program with beta 1."""
     device = check_device(device)
     clock, seconds = time.perf_counter(), {}
-    data, the_loss = check_data(X) if patches is None else np.asarray(X), get_loss(loss)
+    data, cut = check_input(X, patches)
+    the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
-    whitening = _whitened(data, rank, shards, patches, device)
+    whitening = _whitened(data, rank, shards, cut, device)
     seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
     chosen = shards.part_of(choose_gates(gates, whitening, seed, lean, distinct=shards.samples is None))
     columns = targets.reshape(len(data), -1)
-    pooling = NO_POOLING if patches is None else patches.pooling
-    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), device, max_memory, shards, pooling)
+    where = device, max_memory, shards
+    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), *where, pooling_of(cut))
     largest = program.beta_max()
     seconds["gates"] = time.perf_counter() - clock
-    return _Prepared(data, whitening, program, largest, seconds, patches)
+    return _Prepared(data, whitening, program, largest, seconds, cut)
 
 
 def _whitened(data: FloatArray, rank: float | None, shards: Shards, patches: Patches | None, device: str) -> Whitening:
-    """Rows at once, those of several processes, or patches of images block by block."""
-    if patches is None:
-        return whiten(data, rank=rank) if shards.samples is None else whiten_shards(data, shards.samples, rank=rank, device=device)
-    if shards.samples is not None:
+    """In this process, or with the rows of several."""
+    if shards.samples is None:
+        return whiten_input(data, patches, rank=rank)
+    if patches is not None:
         raise InputError("shards spread samples, but X is cut into patches: spread arrangements instead")
-    return whiten_stream(lambda: patches.blocks(data), rank=rank)
+    return whiten_shards(data, shards.samples, rank=rank, device=device)
 
 
 def _checked_start(start: FloatArray | None, gates: FloatArray, y: FloatArray) -> FloatArray | None:

@@ -45,15 +45,15 @@ class GatedConvolution(torch.nn.Module):
     ----------
     head : of the patches, as rows of c p_h p_w numbers
     size, stride, padding : (height, width) each, as in `torch.nn.Unfold`
-    kind : "average" or "sum"
+    pooling : "average" or "sum"
     """
 
-    def __init__(self, head: GatedModule, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], kind: str) -> None:
+    def __init__(self, head: GatedModule, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], pooling: str) -> None:
         super().__init__()
-        self.cut, self.head, self.kind = torch.nn.Unfold(size, stride=stride, padding=padding), head, kind
+        self.cut, self.head, self.pooling = torch.nn.Unfold(size, stride=stride, padding=padding), head, pooling
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(batch, C) outputs of images (batch, c, h, w)."""
         rows = self.cut(images).mT
         of_each: torch.Tensor = self.head(rows.flatten(0, 1)).view(len(images), rows.shape[1], -1)
-        return of_each.mean(1) if self.kind == "average" else of_each.sum(1)
+        return of_each.mean(1) if self.pooling == "average" else of_each.sum(1)

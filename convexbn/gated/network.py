@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from convexbn.patches import Patches
+from convexbn.patches import Patches, pooling_of
 from convexbn.validation import FloatArray, InputError, check_data
 from convexbn.whitening import Whitening
 
@@ -70,8 +70,7 @@ class GatedNetwork:
 
     def _of_patches(self, X: FloatArray) -> FloatArray:
         """(k, C) of the patches of k images: what the gates of an image let through adds up before it meets the weights."""
-        assert self.patches is not None
-        pooling, (count, columns, outputs) = self.patches.pooling, self.weights.shape
+        pooling, (count, columns, outputs) = pooling_of(self.patches), self.weights.shape
         basis = self.whitening.transform(X).reshape(-1, pooling.patches, columns)
         values = np.zeros((len(basis), outputs))
         images = max(1, TILE // max(1, count * max(columns, pooling.patches)))
@@ -102,4 +101,4 @@ class GatedNetwork:
         module.load_state_dict(state)
         if self.patches is None:
             return module
-        return GatedConvolution(module, self.patches.size, self.patches.stride, self.patches.padding, self.patches.kind)
+        return GatedConvolution(module, self.patches.size, self.patches.stride, self.patches.padding, self.patches.pooling)

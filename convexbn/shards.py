@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,21 +34,45 @@ class Shards:
     samples: torch.distributed.ProcessGroup | None = None
     device: str = "cpu"
 
+    @property
+    def alone(self) -> bool:
+        """Whether this process has everything."""
+        return self.arrangements is None and self.samples is None
+
     def over_arrangements(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over arrangements of what each process has of it."""
-        return _sum(tensor, self.arrangements)
+        return self.sums_over_arrangements(tensor)[0]
 
     def over_samples(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over samples of what each process has of it."""
-        return _sum(tensor, self.samples)
+        return self.sums_over_samples(tensor)[0]
+
+    def sums_over_arrangements(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Several such sums, in one all-reduce."""
+        return _sums(tensors, self.arrangements)
+
+    def sums_over_samples(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Several such sums, in one all-reduce."""
+        return _sums(tensors, self.samples)
 
     def total_over_arrangements(self, value: float) -> float:
         """The same for a number."""
-        return _total(value, self.arrangements, self.device)
+        return _totals((value,), self.arrangements, self.device)[0]
 
     def total_over_samples(self, value: float) -> float:
         """The same for a number."""
-        return _total(value, self.samples, self.device)
+        return self.totals_over_samples(value)[0]
+
+    def totals_over_samples(self, *values: float) -> list[float]:
+        """The same for several numbers, in one all-reduce."""
+        return _totals(values, self.samples, self.device)
+
+    def each_over_arrangements(self, *values: float) -> FloatArray:
+        """(processes, values) the numbers of every process, in one all-reduce."""
+        rank, size = self.place
+        each = np.zeros((size, len(values)))
+        each[rank] = values
+        return np.reshape(_totals(each.ravel().tolist(), self.arrangements, self.device), each.shape)
 
     def count(self, which: torch.Tensor) -> int:
         """How many of a boolean tensor are true, over arrangements."""
@@ -55,12 +80,7 @@ class Shards:
 
     def largest(self, values: torch.Tensor) -> float:
         """The largest of the processes' values, none of them negative, over arrangements; 0 where there are none."""
-        import torch
-
-        number = values.double().amax() if len(values) else torch.zeros((), dtype=torch.float64, device=self.device)
-        if self.arrangements is not None:
-            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=self.arrangements)
-        return float(number)
+        return float(self.each_over_arrangements(float(values.double().amax()) if len(values) else 0.0).max())
 
     @property
     def place(self) -> tuple[int, int]:
@@ -98,19 +118,24 @@ class Shards:
         return tuple(np.concatenate(same) for same in zip(*parts, strict=True))
 
 
-def _sum(tensor: torch.Tensor, group: torch.distributed.ProcessGroup | None) -> torch.Tensor:
+def _sums(tensors: tuple[torch.Tensor, ...], group: torch.distributed.ProcessGroup | None) -> tuple[torch.Tensor, ...]:
     import torch
 
-    if group is not None:
-        tensor = tensor.contiguous()
-        torch.distributed.all_reduce(tensor, group=group)
-    return tensor
+    if group is None:
+        return tensors
+    packed = torch.cat([tensor.flatten() for tensor in tensors])
+    torch.distributed.all_reduce(packed, group=group)
+    parts = torch.split(packed, [tensor.numel() for tensor in tensors])
+    return tuple(part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
 
 
-def _total(value: float, group: torch.distributed.ProcessGroup | None, device: str) -> float:
+def _totals(values: Sequence[float], group: torch.distributed.ProcessGroup | None, device: str) -> list[float]:
     import torch
 
-    return value if group is None else float(_sum(torch.tensor([value], dtype=torch.float64, device=device), group))
+    if group is None:
+        return list(values)
+    totals: list[float] = _sums((torch.tensor(values, dtype=torch.float64, device=device),), group)[0].tolist()
+    return totals
 
 
 def whiten_shards(
@@ -132,8 +157,8 @@ def whiten_shards(
     import torch
 
     data, wanted = check_data(X, samples=1), check_rank(rank)
-    whole = round(_total(float(len(data)), group, device))
-    mean = _sum(torch.as_tensor(data.sum(axis=0), device=device), group).cpu().numpy() / whole
+    whole, *sums = _totals((len(data), *data.sum(axis=0)), group, device)
+    samples, mean = round(whole), np.array(sums) / whole
     spread = torch.as_tensor(np.max(np.abs(data - mean), axis=0), device=device)
     torch.distributed.all_reduce(spread, op=torch.distributed.ReduceOp.MAX, group=group)
     scale = powers_of_two(spread.cpu().numpy())
@@ -145,11 +170,11 @@ def whiten_shards(
     joint, top = np.linalg.qr(np.vstack(parts))
     first = sum(len(part) for part in parts[: torch.distributed.get_rank(group)])
     left, values, right = np.linalg.svd(top)
-    kept = _kept(values, wanted, tolerance, whole)
+    kept = _kept(values, wanted, tolerance, samples)
     rows = local @ (joint[first : first + len(triangle)] @ left[:, :kept])
-    basis = np.column_stack([rows, np.full(len(data), 1.0 / np.sqrt(whole))])
+    basis = np.column_stack([rows, np.full(len(data), 1.0 / np.sqrt(samples))])
     energy = float(np.sum(values[:kept] ** 2) / np.sum(values**2))
-    return Whitening(mean, scale, np.ascontiguousarray(right[:kept].T), values[:kept], basis, energy=energy, whole=whole)
+    return Whitening(mean, scale, np.ascontiguousarray(right[:kept].T), values[:kept], basis, energy=energy, whole=samples)
 
 
 def _kept(values: FloatArray, wanted: float | None, tolerance: float, whole: int) -> int:

@@ -17,7 +17,7 @@ ROOT = Path(convexbn.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path for path in ROOT.rglob("*.py")}
 FLOORS = [
     ["validation", "progress", "threads"],
-    ["devices"],
+    ["devices", "interrupts"],
     ["losses", "arrangements", "whitening", "patches", "features", "collapse"],
     ["program", "network", "pricing", "smoothing", "screening", "checkpoint", "streaming", "shards"],
     ["solution", "pruning", "judge"],

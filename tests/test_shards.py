@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +20,10 @@ import torch.multiprocessing
 
 from convexbn import ActiveSet, Arrangements, GatedProgram, GatedSolver, Program, Squared, fit_gated_bn, sample_arrangements, whiten
 from convexbn.gated import Shards, whiten_shards
+from convexbn.gated.descent import Descent
 from convexbn.losses import get_loss
-from convexbn.solution import Solution
+from convexbn.solution import Solution, Status
+from convexbn.solvers.active_set.state import State
 
 SOLVER = GatedSolver(tolerance=1e-6, method="steps", precision="float64")
 CASES = {  # loss, penalty, fraction of beta_max: the last leaves a small working set, spread unevenly
@@ -59,6 +66,60 @@ def relu_start() -> tuple[np.ndarray, np.ndarray]:
     return np.vstack([solution.directions, np.eye(7)[:1]]), np.vstack([solution.outputs, [[1.0]]])
 
 
+def reductions(kind: str, group: object) -> list[float]:
+    """All-reduces a step of 300 samples, 60 gates and three outputs: large ones, short ones, and those of a few numbers; their lengths."""
+    lengths: list[int] = []
+    all_reduce = torch.distributed.all_reduce
+
+    def counted(tensor: torch.Tensor, **options: object) -> None:
+        lengths.append(tensor.numel())
+        all_reduce(tensor, **options)
+
+    generator = np.random.default_rng(0)
+    X, Y = generator.standard_normal((300, 12)), np.eye(3)[generator.integers(3, size=300)]
+    rank = torch.distributed.get_rank()
+    rows = slice(rank * 150, rank * 150 + 150) if kind == "samples" else slice(None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "all_reduce", counted)
+        fit = fit_gated_bn(X[rows], Y[rows], gates=60, solver=SOLVER, shards=Shards(**{kind: group}))
+    size = np.array(lengths)
+    large = 300 * 3 if kind == "arrangements" else 60 * 13 * 3
+    short = (size > 8) & (size < large // 2)
+    return [*(float(part.sum()) / fit.solution.iterations for part in (size >= large // 2, short, size <= 8)), float(size[short].max())]
+
+
+def interrupted_runs(group: object) -> dict[str, list[float]]:
+    """Both solvers, whose first process gets Ctrl-C in its seventh step or second round: what every process has at its end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
+    calls = itertools.count(1)
+
+    def struck(method: Callable[..., Any], when: int) -> Callable[..., Any]:
+        def call(self: object, *arguments: Any) -> Any:
+            if next(calls) == when and torch.distributed.get_rank() == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            return method(self, *arguments)
+
+        return call
+
+    X, Y = data()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Descent, "step", struck(Descent.step, 7))
+        fit = fit_gated_bn(X, Y, gates=gates(), shards=Shards(group), solver=replace(SOLVER, tolerance=1e-15, seconds=1e6))
+        calls = itertools.count(1)
+        patch.setattr(State, "round", struck(State.round, 2))
+        program = relu_program("squared", 0.03, 41)
+        active = Shards(group).part_of(program.arrangements.active)
+        part = replace(program, arrangements=Arrangements(active, complete=False, possible=10**9))
+        relu = ActiveSet(tolerance=1e-15, shards=Shards(group)).solve(part)
+    found = {
+        "gated": [fit.certificate.objective, fit.certificate.bound, fit.solution.iterations],
+        "relu": [relu.trace[-1].objective, relu.trace[-1].gap, relu.iterations],
+    }
+    assert {fit.solution.status, relu.status} == {Status.INTERRUPTED}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return found
+
+
 def numbers_of(solution: Solution) -> dict[str, np.ndarray]:
     """What a run found, and its way."""
     trace = np.array([[entry.objective, entry.neurons] for entry in solution.trace])
@@ -96,6 +157,8 @@ def work(rank: int, folder: str) -> None:
         part = replace(program, arrangements=Arrangements(active, complete=False, possible=10**9))
         solution = ActiveSet(tolerance=1e-9, shards=Shards(group), warm_start=relu_start() if warm else None).solve(part)
         found.update({f"relu {name} {key}": value for key, value in numbers_of(solution).items()})
+    found.update({f"reductions {kind}": reductions(kind, group) for kind in ("arrangements", "samples")})
+    found.update({f"interrupted {name}": value for name, value in interrupted_runs(group).items()})
     np.savez(Path(folder) / f"{rank}.npz", **found)
     torch.distributed.destroy_process_group()
 
@@ -138,6 +201,29 @@ def test_two_processes_find_the_relu_program_of_one(found: list[dict[str, np.nda
             assert part[f"relu {name} {key}"] == pytest.approx(value, abs=1e-10 * np.max(np.abs(value)))
 
 
+def test_what_travels_is_packed(found: list[dict[str, np.ndarray]]):
+    """A step sends its predictions or its gradient round, with all that is known by then; the Newton steps of the metric the rest."""
+    large, short, few, longest = found[0]["reductions arrangements"]
+    assert large < 1.25
+    assert short < 5.0
+    assert few < 0.7
+    assert longest <= 60 * 13  # once, the Gram matrix of the metric
+    large, short, few, _ = found[0]["reductions samples"]
+    assert large < 1.25
+    assert short < 0.1
+    assert few < 6.0
+
+
+def test_an_interrupt_of_one_process_ends_all(found: list[dict[str, np.ndarray]]):
+    """After the same step, the one that brings the news, with the same iterate and its gap."""
+    for name, count in (("gated", 8), ("relu", 2)):
+        one, other = (part[f"interrupted {name}"] for part in found)
+        assert one == pytest.approx(other, rel=1e-12)
+        assert one[2] == count
+    objective, bound, _ = found[0]["interrupted gated"]
+    assert 0.0 < bound < objective
+
+
 def test_whitening_across_processes(found: list[dict[str, np.ndarray]]):
     whitening = whiten(data()[0])
     assert np.vstack([part["basis"] for part in found]) == pytest.approx(whitening.basis, abs=1e-12)
@@ -152,6 +238,8 @@ def test_numbers_are_summed_on_the_device_of_the_program(total: str, monkeypatch
         raise RuntimeError(f"on {tensor.device}")
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
     group = object()
     program = GatedProgram(np.eye(3), np.eye(3), np.ones((3, 1)), Squared(), 0.1, device="meta", shards=Shards(group, group))
     argument = {"count": torch.ones(2, dtype=torch.bool), "largest": torch.zeros(0, device="meta")}.get(total, 1.0)

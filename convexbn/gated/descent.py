@@ -18,20 +18,28 @@ from convexbn.validation import FloatArray
 if TYPE_CHECKING:
     import torch
 
-ACCURACY = 3e-2  # of the multiplier of a step
 NOISE = 300.0  # roundings: a change of the predictions that is smaller says nothing about curvature
 FIRST_WIDTH, FLATTER = 0.1, 0.25  # of the smoothed kinks of a loss, and how they sharpen
 
 
 class State(NamedTuple):
-    """The weights and the point of the next step with their predictions; replaced as one, so that an interrupt finds them in step."""
+    """The weights and the point of the next step, with their predictions and with their sums over arrangements as the metric reads them.
+
+    Replaced as one, so that an interrupt finds them in step.
+    """
 
     weights: torch.Tensor
     predictions: torch.Tensor
+    sums: torch.Tensor
     point: torch.Tensor
     point_predictions: torch.Tensor
+    point_sums: torch.Tensor
     momentum: float
     multiplier: torch.Tensor
+
+    def without_momentum(self) -> State:
+        """The next step from the weights themselves."""
+        return self._replace(point=self.weights, point_predictions=self.predictions, point_sums=self.sums, momentum=1.0)
 
 
 class Descent:
@@ -51,57 +59,61 @@ class Descent:
         self.width = width
         self.metric: Metric = common_metric(operator, gates, program.shards)
         weights = weights.to(dtype)
-        predictions = self._forward(weights)
-        multiplier = weights.new_zeros((weights.shape[1] + 1, weights.shape[2]))
-        self.state = State(weights, predictions, weights, predictions, 1.0, multiplier)
+        predictions, sums = self.shards.over_arrangements(operator.forward(weights)), self.metric.sums(weights)
+        multiplier = 0.0 * sums
+        self.state = State(weights, predictions, sums, weights, predictions, sums, 1.0, multiplier)
         self.dual: tuple[FloatArray, torch.Tensor] | None = None
+        self.alive = 0
 
     @property
     def loss(self) -> Loss:
         """The loss, smoothed where it has kinks."""
         return smooth(self.program.loss, self.width)
 
-    def _forward(self, weights: torch.Tensor) -> torch.Tensor:
-        return self.shards.over_arrangements(self.operator.forward(weights))
-
-    def _gradient(self, predictions: torch.Tensor) -> torch.Tensor:
-        """The gradient of the loss in the weights, (q, r+1, C); with it the dual point that `gap` needs."""
+    def _gradient(self, predictions: torch.Tensor, news: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of the loss in the weights, (q, r+1, C), and the news; with it the dual point that `gap` needs."""
         import torch
 
         slope = self.loss.gradient(predictions.double().cpu().numpy(), self.program.y)
         residual = torch.as_tensor(slope, dtype=predictions.dtype, device=predictions.device)
-        gradient = self.shards.over_samples(self.operator.adjoint(residual))
+        gradient, news = self.shards.sums_over_samples(self.operator.adjoint(residual), news)
         self.dual = -slope, gradient
-        return gradient
+        return gradient, news
 
-    def step(self) -> None:
-        """One proximal step from the point ahead, and the next point ahead; without momentum where that has begun to climb."""
-        state, smoothness = self.state, self.loss.smoothness
-        gradient = self._gradient(state.point_predictions)
+    def step(self, *news: float) -> tuple[float, ...]:
+        """One proximal step from the point ahead, and the next point ahead; without momentum where that has begun to climb.
+
+        What comes back are the sums of the news of all processes. They travel with the gradient and with the predictions.
+        """
+        state, smoothness, shards = self.state, self.loss.smoothness, self.shards
+        gradient, told = self._gradient(state.point_predictions, state.weights.new_tensor(news))
         while True:
             metric = self.metric.times(smoothness)
-            weights, multiplier = metric.step(state.point, gradient, self.program.beta, self.program.penalty, state.multiplier, ACCURACY)
-            predictions = self._forward(weights)
-            ratio = self._curvature(weights - state.point, predictions - state.point_predictions, predictions)
+            step = metric.step(state.point, state.point_sums, gradient, self.program.beta, self.program.penalty, state.multiplier)
+            weights, sums, multiplier = step
+            parts = self.operator.forward(weights), metric.products(weights - state.point, weights - state.weights), told
+            predictions, products, heard = shards.sums_over_arrangements(*parts)
+            size, progress = self.metric.inners(products)  # without the loss's smoothness, as the image has none
+            ratio = self._curvature(size, predictions - state.point_predictions, predictions)
             if ratio <= 1.0:
                 break
             self.metric = self.metric.raised(ratio)
-        climbs = metric.inner(state.point - weights, weights - state.weights) > 0
-        momentum = 1.0 if climbs else state.momentum
+        momentum = state.momentum if progress >= 0 else 1.0
         following = 0.5 * (1.0 + (1.0 + 4.0 * momentum**2) ** 0.5)
         ahead = (momentum - 1.0) / following
         point = weights + ahead * (weights - state.weights)
         point_predictions = predictions + ahead * (predictions - state.predictions)
-        self.state = State(weights, predictions, point, point_predictions, following, multiplier)
+        point_sums = sums + ahead * (sums - state.sums)
+        self.state = State(weights, predictions, sums, point, point_predictions, point_sums, following, multiplier)
+        return tuple(heard.tolist())
 
-    def _curvature(self, change: torch.Tensor, image: torch.Tensor, predictions: torch.Tensor) -> float:
-        """||A d||^2 / ||d||_M^2: above 1 the metric was too small for this step. 0 where rounding would decide."""
+    def _curvature(self, size: float, image: torch.Tensor, predictions: torch.Tensor) -> float:
+        """||A d||^2 / ||d||_M^2 with `size` ||d||_M^2: above 1 the metric was too small for this step. 0 where rounding would decide."""
         import torch
 
-        size = self.shards.total_over_samples(float((image * image).sum()))
+        moved, total = self.shards.totals_over_samples(float((image * image).sum()), float((predictions * predictions).sum()))
         noise = NOISE * torch.finfo(image.dtype).eps
-        total = self.shards.total_over_samples(float((predictions * predictions).sum()))
-        return 0.0 if size <= noise**2 * total else size / self.metric.inner(change, change)
+        return 0.0 if moved <= noise**2 * total else moved / size
 
     def gap(self) -> float:
         """The relative duality gap over the chosen arrangements, as far as this precision sees it: no more products are needed.
@@ -111,15 +123,18 @@ class Descent:
         program, state = self.program, self.state
         assert self.dual is not None
         v = -program.loss.project(-self.dual[0], program.y)
-        price = self.shards.largest(program.penalty.dual_norms(self.dual[1]))
-        loss = self.shards.total_over_samples(program.loss.value(state.predictions.double().cpu().numpy(), program.y))
-        penalty = self.shards.total_over_arrangements(float(program.penalty.norms(state.weights).double().sum()))
-        objective = loss + program.beta * penalty
-        gap = objective - program.bound(v, price)[0]
-        if self.loss is not program.loss and gap <= self.width * self.shards.total_over_samples(float(np.sum(v * v))):
+        norms, worths = program.penalty.norms(state.weights).double(), program.penalty.dual_norms(self.dual[1])
+        price = float(worths.amax()) if len(worths) else 0.0
+        prices, penalties, alive = self.shards.each_over_arrangements(price, float(norms.sum()), float((norms > 0).sum())).T
+        value = program.loss.value(state.predictions.double().cpu().numpy(), program.y)
+        loss, square = self.shards.totals_over_samples(value, float(np.sum(v * v)))
+        self.alive = round(alive.sum())
+        objective = loss + program.beta * penalties.sum()
+        gap = objective - program.bound(v, prices.max())[0]
+        if self.loss is not program.loss and gap <= self.width * square:
             self.width *= FLATTER
-            self.state = state._replace(point=state.weights, point_predictions=state.predictions, momentum=1.0)
-        return gap / objective if objective > 0 else 0.0
+            self.state = state.without_momentum()
+        return float(gap / objective) if objective > 0 else 0.0
 
     def saved(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -134,9 +149,7 @@ class Descent:
         def tensor(name: str) -> torch.Tensor:
             return torch.as_tensor(saved[name], device=self.operator.basis.device)
 
-        weights, point = tensor("weights"), tensor("point")
-        self.state = State(
-            weights, tensor("predictions"), point, tensor("point_predictions"), float(saved["momentum"]), tensor("multiplier")
-        )
+        arrays = {name: tensor(name) for name in State._fields if name != "momentum"}
+        self.state = State(**arrays, momentum=float(saved["momentum"]))
         self.metric = replace(self.metric, rest=float(saved["rest"]), curvature=tensor("curvature"))
         self.width = float(saved["width"])

@@ -26,8 +26,7 @@ WRITTEN_OUT = 2**19  # entries of A, up to which it is made: so small a matrix s
 
 def fits_kernel(program: GatedProgram) -> bool:
     """Whether the method may be taken: one process, a processor, and memory for three n x n arrays."""
-    alone = program.shards.arrangements is None and program.shards.samples is None
-    return alone and program.device == "cpu" and 24 * len(program.y) ** 2 <= program.max_memory
+    return program.shards.alone and program.device == "cpu" and 24 * len(program.y) ** 2 <= program.max_memory
 
 
 @dataclass

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 NEWTON, CONJUGATE = 30, 60  # at most so many steps of either
+ACCURACY = 3e-2  # of the multiplier of a step
 FIRST_REST = 2.0  # of b, in units of the squared norm of a block: for Gaussian gates on an orthonormal basis it ends between 3 and 6
 FLATTEST = 1e-4  # of the largest curvature
 
@@ -43,12 +44,16 @@ class Metric:
     rest: float
     shards: Shards
 
-    def read(self, weights: torch.Tensor) -> torch.Tensor:
-        """W^T S, shape (q, C), of weights (P, r+1, C)."""
-        return self.mix.T @ self.shards.over_arrangements(self._part(weights))
+    def read(self, sums: torch.Tensor) -> torch.Tensor:
+        """W^T S, shape (q, C), of the `sums` of weights S over all arrangements."""
+        return self.mix.T @ sums
+
+    def sums(self, weights: torch.Tensor) -> torch.Tensor:
+        """(r+2, C) the sums of S_i and of g_i^T S_i over all arrangements, of weights (P, r+1, C)."""
+        return self.shards.over_arrangements(self._part(weights))
 
     def _part(self, weights: torch.Tensor) -> torch.Tensor:
-        """(r+2, C) the sums of S_i and of g_i^T S_i over the arrangements of this process."""
+        """The sums over the arrangements of this process."""
         import torch
 
         return torch.cat([weights.sum(0), torch.einsum("pk,pkc->c", self.along, weights)[None]])
@@ -58,14 +63,17 @@ class Metric:
         both = self.mix @ multiplier
         return both[:-1] + self.along[:, :, None] * both[-1]
 
-    def inner(self, one: torch.Tensor, other: torch.Tensor) -> float:
-        """<S, M T>; what the processes know of it is summed at once."""
+    def products(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """What this process knows of <S, M S> and <S, M T>: once it is summed over arrangements, `inners` reads them."""
         import torch
 
-        parts = [self._part(one).flatten(), self._part(other).flatten(), (one * other).sum()[None]]
-        both = self.shards.over_arrangements(torch.cat(parts))
-        left, right = (self.mix.T @ side for side in both[:-1].view(2, len(self.mix), -1))
-        return float(self.rest * both[-1] + (self.curvature[:, None] * left * right).sum())
+        return torch.cat([self._part(one).flatten(), self._part(other).flatten(), (one * one).sum()[None], (one * other).sum()[None]])
+
+    def inners(self, products: torch.Tensor) -> tuple[float, float]:
+        """<S, M S> and <S, M T>."""
+        left, right = (self.read(sums) for sums in products[:-2].view(2, len(self.mix), -1))
+        stiff = self.curvature[:, None] * left
+        return float(self.rest * products[-2] + (stiff * left).sum()), float(self.rest * products[-1] + (stiff * right).sum())
 
     def times(self, factor: float) -> Metric:
         """The metric times a number."""
@@ -80,45 +88,45 @@ class Metric:
         )
 
     def step(
-        self, point: torch.Tensor, gradient: torch.Tensor, beta: float, penalty: Penalty, start: torch.Tensor, accuracy: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weights after a proximal step from `point`, and the multiplier l, looked for from `start`."""
+        self, point: torch.Tensor, sums: torch.Tensor, gradient: torch.Tensor, beta: float, penalty: Penalty, start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The weights after a proximal step from a point whose `sums` are known, their sums, and l, looked for from `start`."""
         import torch
 
         multiplier, centre = start, point - gradient / self.rest
         spring = (1.0 / self.curvature)[:, None]
-        target = self.read(point)
+        target = self.read(sums)
         rounding = (8.0 * torch.finfo(point.dtype).eps) ** 2 * float((target * target / spring).sum())
 
-        def residual(at: torch.Tensor) -> tuple[torch.Tensor, Slope, torch.Tensor]:
+        def tried(at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Slope, torch.Tensor]:
             weights, slope = penalty.prox(centre - self.spread(at) / self.rest, beta / self.rest)
-            return weights, slope, spring * at - self.read(weights) + target
+            after = self.sums(weights)
+            return weights, after, slope, spring * at - self.read(after) + target
 
-        weights, slope, rest = residual(multiplier)
+        weights, after, slope, rest = tried(multiplier)
         for _ in range(NEWTON):
             size = float((rest * rest / spring).sum())
             moved = float(((spring * multiplier) ** 2 / spring).sum())
-            if size <= accuracy**2 * moved + rounding:
+            if size <= ACCURACY**2 * moved + rounding:
                 break
             direction = self._newton(slope, rest, spring)
             length = 1.0
             while True:
                 trial = multiplier - length * direction
-                weights, slope, after = residual(trial)
-                if length < 1e-3 or float((after * after / spring).sum()) <= (1.0 - 0.1 * length) * size:
+                weights, after, slope, left = tried(trial)
+                if length < 1e-3 or float((left * left / spring).sum()) <= (1.0 - 0.1 * length) * size:
                     break
                 length *= 0.5
-            multiplier, rest = trial, after
-        return weights, multiplier
+            multiplier, rest = trial, left
+        return weights, after, multiplier
 
     def _newton(self, slope: Slope, residual: torch.Tensor, spring: torch.Tensor) -> torch.Tensor:
         """Conjugate gradients for (1/h + W^T J W / b) x = residual, to a tenth, preconditioned by its likely diagonal."""
         likely = spring + 0.5 / self.rest
-        x = residual / likely
-        rest = residual - self._slope_of(slope, x, spring)
+        rest, x = residual, 0.0 * residual
         z = rest / likely
         direction, energy = z, float((rest * z).sum())
-        first = float((residual * residual / likely).sum())
+        first = energy
         for _ in range(CONJUGATE):
             if energy <= 1e-3 * first:
                 break
@@ -131,7 +139,7 @@ class Metric:
         return x
 
     def _slope_of(self, slope: Slope, x: torch.Tensor, spring: torch.Tensor) -> torch.Tensor:
-        return spring * x + self.read(slope(self.spread(x))) / self.rest
+        return spring * x + self.read(self.sums(slope(self.spread(x)))) / self.rest
 
 
 def common_metric(operator: Operator, gates: torch.Tensor, shards: Shards) -> Metric:

@@ -35,13 +35,16 @@ class Run:
     """The weights, the bound, and the program without the arrangements that are known to carry no weight at any optimum.
 
     `kept` are the numbers of the others in the `whole` program; the run ends with a look at all of that, so that its bound rests on no
-    screening.
+    screening. `interrupted` tells of a Ctrl-C in this process that was held back: then all processes stop after the same step.
     """
 
-    def __init__(self, program: GatedProgram, settings: GatedSolver, start: FloatArray | None) -> None:
+    def __init__(
+        self, program: GatedProgram, settings: GatedSolver, start: FloatArray | None, interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
         import torch
 
         self.whole = self.program = program
+        self.interrupted, self.late = interrupted, False
         self.settings, self.start, self.may_screen = settings, start, True
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         self.gates = torch.as_tensor(program.gates, device=program.device)
@@ -72,6 +75,7 @@ class Run:
                     if gap <= settings.tolerance:
                         self.weights = iterate.weights
                         self.look_at(iterate.dual())
+                    self.late = self.elapsed() > settings.seconds
                     self.save(iterate)
             except KeyboardInterrupt:
                 status = Status.INTERRUPTED
@@ -195,10 +199,8 @@ class Run:
         return Status.OPTIMAL if self.gap <= self.settings.tolerance else Status.LIMIT
 
     def exhausted(self) -> bool:
-        """Whether steps or time are used up; all processes decide alike."""
-        shards = self.program.shards
-        late = shards.total_over_arrangements(shards.total_over_samples(float(self.elapsed() > self.settings.seconds)))
-        return self.iterations >= self.settings.iterations or late > 0
+        """Whether steps or time are used up, as all processes know."""
+        return self.late or self.iterations >= self.settings.iterations
 
     def target(self) -> float:
         """The gap of the working set at which to look at the whole program: what is wanted in the end, where nearly all carry weight.
@@ -207,8 +209,7 @@ class Run:
         """
         narrow = self.dtype.itemsize < 8 and self.settings.precision == "mixed"
         goal = 0.7 * max(self.settings.tolerance, SWITCH if narrow else 0.0)
-        alive = self.program.shards.count((self.descent.state.weights != 0).any(2).any(1))
-        full = alive > WORTH_A_CHANGE * self.program.total
+        full = self.descent.alive > WORTH_A_CHANGE * self.program.total
         return min(goal if full else max(goal, 0.1 * self.gap), 0.5 * self.reached)
 
     def advance(self, show: Callable[[float], None]) -> None:
@@ -217,8 +218,7 @@ class Run:
         while not self.exhausted():
             steps = min(CHECK, self.settings.iterations - self.iterations)
             for _ in range(steps):
-                self.descent.step()
-            self.iterations += steps
+                self.step()
             gap = self.descent.gap()
             show(gap)
             best, waited = (gap, 0) if gap < 0.9 * best else (best, waited + 1)
@@ -226,6 +226,13 @@ class Run:
                 break
             self.save(self.descent)
         self.reached, self.stalled = best, waited > PATIENCE
+
+    def step(self) -> None:
+        """One step; with it the processes tell each other of interrupts and of time that is used up."""
+        interrupted, late = self.descent.step(self.interrupted(), self.elapsed() > self.settings.seconds)
+        self.iterations, self.late = self.iterations + 1, late > 0
+        if interrupted:
+            raise KeyboardInterrupt
 
     def collect(self) -> None:
         """Bring the weights of the working set home, unless they are, as a descent on another part of the program is about to begin."""

@@ -10,6 +10,7 @@ import numpy as np
 from convexbn.gated.kernel import SAMPLES, fits_kernel
 from convexbn.gated.program import GatedProgram
 from convexbn.gated.run import Run
+from convexbn.interrupts import held_interrupts
 from convexbn.solution import Round, Status
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
@@ -90,7 +91,8 @@ class GatedSolver:
             raise InputError(f"precision = {self.precision!r} is unknown: choose 'mixed', 'float64' or 'float32'")
 
     def solve(self, program: GatedProgram, start: FloatArray | None = None) -> GatedSolution:
-        """The weights when the gap is reached; an interrupt returns what is there, with its gap.
+        """The weights when the gap is reached; an interrupt returns what is there, with its gap. Of one of several processes it ends all,
+        after the same step.
 
         Parameters
         ----------
@@ -99,8 +101,9 @@ class GatedSolver:
         """
         unit = _unit(program)
         scaled = program.rescaled(unit)
-        run = Run(scaled, self, None if start is None else start / unit)
-        status = run.by_kernel() if self.takes_kernel(scaled) else run.by_steps()
+        with held_interrupts(not scaled.shards.alone) as interrupted:
+            run = Run(scaled, self, None if start is None else start / unit, interrupted)
+            status = run.by_kernel() if self.takes_kernel(scaled) else run.by_steps()
         weights = unit * run.weights.cpu().numpy()
         trace = tuple(replace(entry, objective=entry.objective * unit**2) for entry in run.trace)
         objective, bound = run.objective * unit**2, run.bound * unit**2

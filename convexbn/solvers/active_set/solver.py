@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from convexbn.devices import check_device, need_torch
+from convexbn.interrupts import held_interrupts
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.shards import Shards
@@ -76,6 +77,8 @@ class ActiveSet:
     def solve(self, program: Program) -> Solution:
         """The neurons, each in the cone of a listed arrangement, and the dual point of the bound; an interrupt returns the best so far.
 
+        Of one of several processes it ends all, after the same round.
+
         Raises
         ------
         InputError
@@ -90,17 +93,18 @@ class ActiveSet:
         state = State(program, self)
         start = time.perf_counter() - (state.trace[-1].seconds if state.trace else 0.0)
         status = Status.LIMIT
-        try:
-            while status is Status.LIMIT and self._goes_on(state, time.perf_counter() - start):
-                state.round()
-                state.trace.append(Round(state.lowest * state.unit**2, state.gap, len(state.best.blocks), time.perf_counter() - start))
-                state.save()
-                if self.verbose:
-                    _print(len(state.trace), state.trace[-1])
-                if state.shards.agreed(state.gap <= self.tolerance or state.stalled >= STALLED):
-                    status = Status.OPTIMAL if state.gap <= self.tolerance else Status.INACCURATE
-        except KeyboardInterrupt:
-            status = Status.INTERRUPTED
+        with held_interrupts(not state.shards.alone) as interrupted:
+            try:
+                while status is Status.LIMIT and self._goes_on(state, time.perf_counter() - start, interrupted()):
+                    state.round()
+                    state.trace.append(Round(state.lowest * state.unit**2, state.gap, len(state.best.blocks), time.perf_counter() - start))
+                    state.save()
+                    if self.verbose:
+                        _print(len(state.trace), state.trace[-1])
+                    if state.shards.each_over_arrangements(state.gap <= self.tolerance or state.stalled >= STALLED).any():
+                        status = Status.OPTIMAL if state.gap <= self.tolerance else Status.INACCURATE
+            except KeyboardInterrupt:
+                status = Status.INTERRUPTED
         directions, outputs = state.neurons(state.best)
         return Solution(
             directions,
@@ -113,9 +117,13 @@ class ActiveSet:
             trace=tuple(state.trace),
         )
 
-    def _goes_on(self, state: State, seconds: float) -> bool:
-        """Whether rounds and time are left; all processes decide alike."""
-        return state.shards.agreed(len(state.trace) < self.rounds and seconds < self.seconds)
+    def _goes_on(self, state: State, seconds: float, interrupted: bool) -> bool:
+        """Whether rounds and time are left, in all processes; an interrupt in one of them interrupts them all."""
+        used = len(state.trace) >= self.rounds or seconds >= self.seconds
+        uses, interrupts = state.shards.each_over_arrangements(used, interrupted).T
+        if interrupts.any():
+            raise KeyboardInterrupt
+        return not uses.any()
 
 
 def _print(number: int, entry: Round) -> None:

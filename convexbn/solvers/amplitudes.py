@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.smoothing import Smoothed
+from convexbn.solvers.augmented import QuadraticModel
 from convexbn.solvers.group_newton import LARGEST, GroupNewton, hessian_columns, violation
 from convexbn.validation import FloatArray
 
@@ -91,8 +91,8 @@ def _group_lasso(features: FloatArray, y: FloatArray, outputs: FloatArray, beta:
 
     Kinks that are smoothed make every model too bold: there the steps are on the loss itself.
     """
-    norm = float(np.linalg.eigvalsh(features.T @ features)[-1])
     if isinstance(loss, Smoothed):
+        norm = float(np.linalg.eigvalsh(features.T @ features)[-1])
         return _descend(lambda w: features.T @ loss.gradient(features @ w, y), loss.smoothness * norm, outputs, beta, tolerance)
     safe = False
     for model in range(MODELS):
@@ -105,19 +105,13 @@ def _group_lasso(features: FloatArray, y: FloatArray, outputs: FloatArray, beta:
         bend = np.full(len(y), loss.smoothness) if safe else largest_curvature(predictions, y, loss)
         hessian = (bend[:, None] * features).T @ features
         linear = slope - hessian @ outputs
-        wanted = _descend(partial(_slope, hessian, linear), float(np.max(bend)) * norm, outputs, beta, tolerance)
+        wanted = QuadraticModel(hessian, linear, beta).solve(outputs, tolerance)
         following = _towards(features, y, outputs, wanted, beta, loss)
         if following is outputs and safe:
             break
         safe = following is outputs
         outputs = following
     return outputs
-
-
-def _slope(hessian: FloatArray, linear: FloatArray, outputs: FloatArray) -> FloatArray:
-    """The gradient of a quadratic model."""
-    slope: FloatArray = hessian @ outputs + linear
-    return slope
 
 
 def largest_curvature(predictions: FloatArray, y: FloatArray, loss: Loss) -> FloatArray:

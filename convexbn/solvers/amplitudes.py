@@ -8,13 +8,13 @@ import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.smoothing import Smoothed
-from convexbn.solvers.augmented import QuadraticModel
+from convexbn.solvers.group_model import QuadraticModel
 from convexbn.solvers.group_newton import LARGEST, GroupNewton, hessian_columns, violation
 from convexbn.validation import FloatArray
 
 RIDGE = 1e-11  # of the trace: equal neurons make the Hessian singular
-MODELS, STEPS, CHECK = 20, 500, 20  # of the loss with several outputs; steps for each; and how often their accuracy is looked at
-EASY = 3  # of them tell whether first-order steps suit; if not, Newton's method follows
+MODELS, EASY = 20, 3  # of a loss with several outputs; and so many of them tell whether they suit; if not, Newton's method follows
+STEPS, CHECK = 500, 20  # on losses with smoothed kinks; and how often their accuracy is looked at
 
 
 def fit_amplitudes(
@@ -24,8 +24,8 @@ def fit_amplitudes(
 
     Phi (n, m) holds the activations (U'S)_+, y is (n, C). With one output it is a lasso, solved to seven digits by Newton's
     method with an active set for each step: neurons that are nearly equal stall first-order methods, and a dual point from
-    half-solved amplitudes is not worth pricing. With several it is a group lasso, by quadratic models of the loss: their steps cost
-    (m, m) products, where those on the loss itself cost (n, m) ones; and by Newton's method where a few of them don't do.
+    half-solved amplitudes is not worth pricing. With several it is a group lasso, by quadratic models of the loss whose Hessian all
+    outputs share (`QuadraticModel`; for squared loss one is enough), and by Newton's method where a few of them don't do.
 
     `tolerance` is of ||g_j|| <= beta, g the gradient of the loss, with equality and the right direction where w_j is not 0, and
     relative to beta.

@@ -1,4 +1,4 @@
-"""The group lasso of a quadratic model with several outputs: augmented Lagrangians by semismooth Newton steps."""
+"""The group lasso of a quadratic model that outputs share: proximal points by semismooth Newton steps."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class QuadraticModel:
 
     Proximal points: W <- argmin of that plus ||W - W_k||^2 / (2 sigma), each found as the zero of Z - shrink(W_k - sigma (H Z + l)),
     the gradient of a convex function of Z whose generalised Hessian touches the active rows only. It is (D + H) x I less one rank for
-    each row, so a Newton step costs two (m, m) Cholesky factors in place of one of (m C, m C). Nearly equal neurons, for which first-order
-    methods take ten thousands of steps, take some twenty. Source: Zhang, Zhang, Sun and Toh 2020.
+    each row, so a Newton step costs two (m, m) Cholesky factors in place of one of (m C, m C). Nearly equal neurons, for which
+    accelerated gradients take ten thousands of steps, take some twenty. Source: Zhang, Zhang, Sun and Toh 2020.
 
     Attributes
     ----------
@@ -78,13 +78,15 @@ class QuadraticModel:
         """The next centre, and how many Newton steps it took."""
         current, product = centre, self.hessian @ centre
         shrunk = self.shrink(centre, product, sigma)
-        for step in range(1, STEPS + 1):
+        steps = 0
+        while steps < STEPS:
+            steps += 1
             change = self.newton(product, shrunk, sigma) - current
             turned = self.hessian @ change
             downhill = float(np.vdot(turned, current - shrunk.short))
             before = _value(current, product, shrunk, sigma)
             length = 1.0
-            for _ in range(HALVINGS):
+            for _ in range(HALVINGS):  # the last trial is taken in any case: it can't be far from the start
                 trial, image = current + length * change, product + length * turned
                 shrunk = self.shrink(centre, image, sigma)
                 if _value(trial, image, shrunk, sigma) <= before + ARMIJO * length * downhill + 1e-15 * abs(before):
@@ -96,7 +98,7 @@ class QuadraticModel:
             moved = float(np.linalg.norm(shrunk.short - centre)) / np.sqrt(sigma)
             if error <= (ENOUGH if length == 1.0 else HASTY) * moved or self.violation(shrunk.short) <= tolerance:
                 break
-        return shrunk.short, step
+        return shrunk.short, steps
 
     def shrink(self, centre: FloatArray, product: FloatArray, sigma: float) -> Shrunk:
         """x = W_k - sigma (H Z + l) for the product H Z, and its rows shortened by sigma beta."""
@@ -125,7 +127,7 @@ class QuadraticModel:
         inverse = lower + np.tril(lower, -1).T
         solved = inverse @ (shrunk.short[active] / sigma + product[active])
         small = -inverse * (units @ units.T)
-        small[np.diag_indices_from(small)] += stiffness / (1.0 - stiffness / sigma)
+        small[np.diag_indices_from(small)] += stiffness / np.maximum(1.0 - stiffness / sigma, SMALLEST)
         weights = cho_solve(cho_factor(small, lower=True), np.sum(units * solved, axis=1))
         following[active] = solved + inverse @ (weights[:, None] * units)
         return following

@@ -90,12 +90,13 @@ def sample_arrangements(basis: FloatArray, count: int, *, seed: int = 0) -> Arra
     count = check_count(count, "count")
     generator = np.random.default_rng(check_count(seed, "seed", 0))
     active: BoolArray = np.zeros((0, len(basis)), dtype=np.bool_)
+    possible = count_arrangements(len(basis), basis.shape[1] - 1)
+    width = min(count, max(1_000, 20 * possible))  # of a count beyond all there are no memory is taken
     for _ in range(20):
-        draws = basis @ generator.standard_normal((basis.shape[1], count))
+        draws = basis @ generator.standard_normal((basis.shape[1], width))
         active = _distinct(np.concatenate([active, draws.T >= 0]))[:count]
         if len(active) == count:
             break
-    possible = count_arrangements(len(basis), basis.shape[1] - 1)
     return Arrangements(active, complete=False, possible=possible, seed=seed, basis=basis, remark=f"Gaussian, seed {seed}")
 
 

@@ -128,6 +128,8 @@ def certify(
     if not isinstance(network, Network):
         raise InputError(f"network is a {type(network).__name__}, not a Network: pass fit.network, or from_torch(model, X)")
     whitening = whiten(network.rows(X), rank=rank) if network.patches is None else whiten_stream(lambda: network.blocks(X), rank=rank)
+    if arrangements is not None and not isinstance(arrangements, Arrangements):
+        raise InputError("arrangements are neither Arrangements nor None: list them by sample_arrangements or enumerate_arrangements")
     the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, whitening.samples // network.pooling.patches))
     return certify_on(whitening, X, targets, network, beta=beta, loss=the_loss, arrangements=arrangements, dual=dual, seconds=seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ def check_word(arrangements: Any) -> None:
     number = isinstance(arrangements, (int, np.integer)) and not isinstance(arrangements, bool)
     word = isinstance(arrangements, str) and arrangements in ("auto", "all")
     if not (number or word or isinstance(arrangements, Arrangements)):
-        raise InputError(f"arrangements = {arrangements!r} must be 'auto', 'all', a number of arrangements to sample, or Arrangements")
+        given = shortened(arrangements)
+        raise InputError(f"arrangements = {given} can't be used: pass 'auto', 'all', a number of arrangements to sample, or Arrangements")
 
 
 def choose_solver(

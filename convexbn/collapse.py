@@ -65,6 +65,8 @@ def neural_collapse(features: npt.ArrayLike, labels: npt.ArrayLike) -> NeuralCol
         raise InputError(
             f"labels have shape {np.shape(labels)} and {len(classes)} class(es): one for each of {len(hidden)} rows, of two kinds or more"
         )
+    unit = float(np.max(np.abs(hidden))) or 1.0
+    hidden = hidden / unit  # squares of very large or small numbers leave float64
     means = np.array([hidden[place == c].mean(axis=0) for c in range(len(classes))])
     centred = means - hidden.mean(axis=0)
     lengths = np.linalg.norm(centred, axis=1)
@@ -73,5 +75,5 @@ def neural_collapse(features: npt.ArrayLike, labels: npt.ArrayLike) -> NeuralCol
     # tr(S_W S_B^+), S_B = M^T M / C: the squares of the deviations in the coordinates that M^+ gives.
     around = (hidden - means[place]) @ np.linalg.pinv(centred)
     within = float(np.sum(around**2)) / len(hidden)
-    unit = centred / np.where(lengths > 0, lengths, 1.0)[:, None]
-    return NeuralCollapse(within, unit @ unit.T, lengths)
+    directions = centred / np.where(lengths > 0, lengths, 1.0)[:, None]
+    return NeuralCollapse(within, directions @ directions.T, unit * lengths)

@@ -195,6 +195,7 @@ def beta_max(
     Exact at rank n - 1 and over arrangements that are listed; over a sample it is that sample's. Over all of them, where they are
     too many to list, it is estimated by local search, from below. Parameters as in `fit_convex_bn`.
     """
+    check_word(arrangements)
     data, cut = check_input(X, patches)
     the_loss, targets, whitening = _prepare(data, y, loss, cut, rank)
     too_many = targets.ndim > 1 or not few_arrangements(whitening)

@@ -111,9 +111,11 @@ class Network:
     def on(self, X: npt.ArrayLike) -> Network:
         """The same network with the batch statistics of X (n, d): what batch normalisation computes in training mode."""
         products = np.concatenate([self._products(rows) for rows in self.blocks(X)])
-        centre = products.mean(axis=0)
-        norm = np.linalg.norm(products - centre, axis=0)
-        constant = norm <= CONSTANT_COLUMN * np.max(np.abs(products), axis=0, initial=0.0) * np.sqrt(len(products))
+        largest = np.max(np.abs(products), axis=0, initial=0.0)
+        unit = np.where(largest > 0, largest, 1.0)  # squares of very large or small products leave float64
+        centre = np.mean(products / unit, axis=0) * unit
+        norm = np.linalg.norm(products / unit - centre / unit, axis=0) * unit
+        constant = norm <= CONSTANT_COLUMN * largest * np.sqrt(len(products))
         return replace(
             self, centre=centre, norm=np.where(constant, 1.0, norm), gain=np.where(constant, 0.0, self.gain), samples=len(products)
         )

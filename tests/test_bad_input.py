@@ -15,14 +15,21 @@ from scipy import sparse
 from convexbn import (
     Conic,
     ConvexBNError,
+    ConvexBNRegressor,
     InputError,
+    Network,
     SolverUnavailable,
     Squared,
     beta_max,
     certify,
     enumerate_arrangements,
     fit_convex_bn,
+    fit_gated_bn,
+    fit_gated_path,
+    fit_post_bn,
+    neural_collapse,
     recover,
+    sample_arrangements,
     whiten,
 )
 
@@ -199,6 +206,50 @@ NEURON = recover(whiten(X), np.eye(3)[:1], np.ones((1, 2)))
 def test_several_outputs_where_they_do_not_fit_are_named(call: Callable[[], object], argument: str) -> None:
     with pytest.raises(InputError, match=rf"^{argument}\b"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: beta_max(X, y, arrangements=X), "arrangements"),
+        (lambda: fit_gated_bn(X, y, solver="CLARABEL"), "solver"),
+        (lambda: fit_gated_path(X, y, solver=3), "solver"),
+        (lambda: fit_post_bn(X, y, arrangements=X), "arrangements"),
+        (lambda: fit_post_bn(X, y, solver=3), "solver"),
+        (lambda: certify(X, y, from_fit(), beta=0.1, arrangements=5), "arrangements"),
+        (lambda: Conic(3), "name"),
+        (lambda: ConvexBNRegressor().fit(X, list("abcdefgh")), "y"),
+    ],
+)
+def test_what_other_functions_take_is_named_where_it_is_not(call: Callable[[], object], argument: str) -> None:
+    with pytest.raises(InputError, match=f"^{argument}\\b.*: (pass|list|encode)"):
+        call()
+
+
+def from_fit() -> Network:
+    return fit_convex_bn(X, y, proof_seconds=0.0).network
+
+
+def test_no_cone_solver_is_said_for_both_models() -> None:
+    for call in (fit_convex_bn, fit_post_bn):
+        with pytest.raises(SolverUnavailable, match=r"^solver 'NOPE' is no second-order cone solver"):
+            call(X, y, solver="nope", arrangements=5)
+
+
+def test_no_more_is_drawn_than_there_can_be() -> None:
+    """A sample of ten thousand million arrangements, of which there are 72 here, takes no memory for them."""
+    listed, sampled = enumerate_arrangements(whiten(X).basis), sample_arrangements(whiten(X).basis, 10**10)
+    assert len(listed) - 2 <= len(sampled) <= len(listed)  # thin cells are rarely hit
+
+
+@pytest.mark.parametrize("unit", [1e200, 1e300, 1e-200])
+def test_a_network_on_data_of_another_size_and_its_collapse(unit: float) -> None:
+    """Batch statistics don't overflow: the network has the same objective, as its first layer has no scale."""
+    network = from_fit()
+    assert network.objective(unit * X, y, Squared(), 0.1) == pytest.approx(network.objective(X, y, Squared(), 0.1), rel=1e-12)
+    collapse, expected = neural_collapse(unit * X, y > 0), neural_collapse(X, y > 0)
+    assert [collapse.within, collapse.angles] == pytest.approx([expected.within, expected.angles], rel=1e-10)
+    assert collapse.lengths / unit == pytest.approx(expected.lengths, rel=1e-10)
 
 
 def test_what_is_no_network_is_named_with_the_way_to_one() -> None:

@@ -16,7 +16,7 @@ from convexbn.fit import Fit, fit_convex_bn
 from convexbn.losses import Loss, Softmax, get_loss
 from convexbn.network import Network
 from convexbn.solution import Solver
-from convexbn.validation import FloatArray, InputError, check_targets
+from convexbn.validation import FloatArray, InputError, check_targets, real_array
 
 
 class Shell(BaseEstimator):  # type: ignore[misc]
@@ -74,7 +74,7 @@ class Regression(RegressorMixin, Shell):  # type: ignore[misc]
         return validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)  # type: ignore[no-any-return]
 
     def _encoded(self, y: npt.NDArray[Any]) -> FloatArray:
-        targets = np.asarray(y, dtype=np.float64)
+        targets = real_array(y, "y")
         check_targets(targets, len(targets))
         self.intercept_ = float(np.mean(targets)) if targets.ndim == 1 else np.mean(targets, axis=0)
         return targets - self.intercept_

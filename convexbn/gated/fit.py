@@ -156,10 +156,11 @@ def fit_gated_bn(
     InputError
         For an argument that can't be used; the message names it and says what to do.
     """
+    the_solver = _solver_of(solver, verbose)
     prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards(), patches)
     largest = prepared.beta_max
     strength = check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0
-    return prepared.fit(strength, solver or GatedSolver(verbose=verbose), start)
+    return prepared.fit(strength, the_solver, start)
 
 
 def fit_gated_path(
@@ -197,7 +198,7 @@ def fit_gated_path(
     given = np.geomspace(0.5, 0.01, 10) if fractions is None else real_array(fractions, "fractions")
     if given.ndim != 1 or not len(given) or given.min() <= 0:
         raise InputError(f"fractions have shape {given.shape}: pass a list of at least one positive number")
-    the_solver = solver or GatedSolver(verbose=verbose)
+    the_solver = _solver_of(solver, verbose)
     if the_solver.checkpoint is not None:
         raise InputError("solver has a checkpoint, which would be one for all points: leave it out, or call fit_gated_bn for each beta")
     prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards(), patches)
@@ -276,6 +277,12 @@ def _whitened(data: FloatArray, rank: float | None, shards: Shards, patches: Pat
     if patches is not None:
         raise InputError("shards spread samples, but X is cut into patches: spread arrangements instead")
     return whiten_shards(data, shards.samples, rank=rank, device=device)
+
+
+def _solver_of(solver: GatedSolver | None, verbose: bool) -> GatedSolver:
+    if solver is not None and not isinstance(solver, GatedSolver):
+        raise InputError(f"solver = {solver!r} is no GatedSolver: pass GatedSolver(tolerance=1e-6), for instance, or leave it out")
+    return solver or GatedSolver(verbose=verbose)
 
 
 def _checked_start(start: FloatArray | None, gates: FloatArray, y: FloatArray) -> FloatArray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from reprlib import repr as shortened
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,6 +104,8 @@ def fit_post_bn(
         Where the solver fails.
     """
     start = time.perf_counter()
+    if not isinstance(solver, (str, Conic)):
+        raise InputError(f"solver = {solver!r} can't be used: pass 'auto', a name that CVXPY knows, or Conic(...)")
     data, the_loss = check_data(X), get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
     reach = _reach(data, targets, arrangements, seed, closed=solver == "auto")
@@ -159,6 +162,8 @@ def certify_post_bn(
 
 def _reach(data: FloatArray, y: FloatArray, arrangements: str | int, seed: int, *, closed: bool) -> Reach:
     """In closed form where that is allowed, nothing else is asked for, and X has full row rank; else over listed arrangements."""
+    if not (isinstance(arrangements, (int, np.integer)) or (isinstance(arrangements, str) and arrangements == "auto")):
+        raise InputError(f"arrangements = {shortened(arrangements)} can't be used: pass 'auto', or a number of arrangements to sample")
     span = span_of(data)
     return reach_of(span, None if closed and arrangements == "auto" and span.full else _listed(span, y, arrangements, seed))
 

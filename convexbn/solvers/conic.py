@@ -71,7 +71,9 @@ class Conic:
     accept: tuple[Status, ...] = (Status.OPTIMAL, Status.INACCURATE)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", str(self.name).upper())
+        if not isinstance(self.name, str):
+            raise InputError(f"name = {self.name!r} of the solver is no text: pass a name that CVXPY knows, such as 'CLARABEL'")
+        object.__setattr__(self, "name", self.name.upper())
         if not isinstance(self.options, Mapping):
             raise InputError(f"options = {self.options!r} must be a dictionary of the solver's own settings")
 
@@ -87,7 +89,6 @@ class Conic:
         """
         import cvxpy as cp
 
-        _check_installed(cp, self.name)
         unit = program.loss.scale(program.y)
         f, weights = cp.Variable(len(program.y)), cp.Variable(2 * len(program.active) * program.basis.shape[1])
         started = time.perf_counter()
@@ -117,9 +118,16 @@ class Conic:
         )
 
     def attempts(self, problem: Any) -> Iterator[Status]:
-        """Solve a CVXPY problem with one setting after the other, as long as they break down or end inaccurate."""
+        """Solve a CVXPY problem with one setting after the other, as long as they break down or end inaccurate.
+
+        Raises
+        ------
+        SolverUnavailable
+            Where the solver is not installed, has no licence or can't take the problem.
+        """
         import cvxpy as cp
 
+        _check_installed(cp, self.name)
         for settings in ATTEMPTS.get(self.name, ({},)):
             status = self._attempt(cp, problem, {**settings, **self.options})
             yield status

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cifar_table_data import Part, Settings, Trained, coordinates, principal
+from cifar_table_data import Part, Settings, Trained, WithMirror, coordinates, principal
 from convexbn import (
     Certificate,
     Evidence,
@@ -36,13 +36,17 @@ def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     """The gated program over random gates that lean to strong directions, beta a fraction of its beta_max. Not a ReLU network.
 
     With `directions`, on coordinates along so many principal directions of the pixels: the leading `rank` of them are those of the
-    pixels, and cheaper to come by. With `patch`, on the patches of the images.
+    pixels, and cheaper to come by. With `mirrored` too, on images and their mirror images, whose outputs are averaged: two patches of an
+    image. With `patch`, on the patches of the images.
     """
-    reading = {"patches": Patches(settings["patch"], settings["stride"])} if "patch" in settings else {}
-    if reading:
+    before = principal(part, settings["directions"]) if "directions" in settings else nn.Sequential(nn.Flatten())
+    reading: dict[str, Any] = {}
+    if settings.get("mirrored"):
+        reading["patches"] = Patches((1, before[1].out_features))
+        before = nn.Sequential(WithMirror(before))
+    elif "patch" in settings:
+        reading["patches"] = Patches(settings["patch"], settings["stride"])
         before = nn.Sequential(nn.Identity())
-    else:
-        before = principal(part, settings["directions"]) if "directions" in settings else nn.Sequential(nn.Flatten())
     path = part.cached("gated", *settings.values(), seed, ".npz")
     fit = fit_gated_bn(
         coordinates(before, part).numpy() if reading else coordinates(before, part).double().numpy(),

@@ -106,6 +106,18 @@ def principal(part: Part, count: int) -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Flatten(), project)
 
 
+class WithMirror(torch.nn.Module):
+    """(n, 1, 2, d) coordinates of images and of their mirror images, as two patches of an image."""
+
+    def __init__(self, coordinates_of: torch.nn.Module) -> None:
+        super().__init__()
+        self.coordinates_of = coordinates_of
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Both, next to each other."""
+        return torch.stack([self.coordinates_of(images), self.coordinates_of(images.flip(3))], dim=1).unsqueeze(1)
+
+
 def coordinates(before: torch.nn.Module, part: Part) -> torch.Tensor:
     """What a module without state makes of the images, in pieces that bound the memory."""
     pieces = [torch.as_tensor(part.images[start : start + 1000]).float() / 255.0 for start in range(0, len(part.images), 1000)]

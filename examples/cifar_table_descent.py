@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from cifar_table_data import Part, Settings, Trained, coordinates, principal
+from cifar_table_data import Part, Settings, Trained, WithMirror, coordinates, principal
 from convexbn import Squared, beta_max, to_torch
 from convexbn.training import SGD, Adam, train_model, train_networks
 
@@ -22,11 +22,27 @@ def convolution(part: Part, width: int, patch: int, stride: int) -> nn.Sequentia
     return nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
 
 
+class EitherMirrored(nn.Module):
+    """Of coordinates (n, 1, 2, d) one of the two while it is trained, drawn for each image; the mean of both afterwards."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, both: torch.Tensor) -> torch.Tensor:
+        """(n, C) outputs."""
+        if self.training:
+            drawn = torch.randint(2, (len(both),), device=both.device)
+            outputs: torch.Tensor = self.network(both[torch.arange(len(both), device=both.device), 0, drawn])
+            return outputs
+        return 0.5 * (self.network(both[:, 0, 0]) + self.network(both[:, 0, 1]))
+
+
 def by_sgd(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     """The usual practice: mini-batches, momentum 0.9, weight decay on everything, cosine.
 
     On coordinates along the leading principal directions of the pixels. All of them would be a rotation, which changes nothing for
-    descent. Or, with `patch`, on the images.
+    descent. With `mirrored`, of each image or its mirror image at random. Or, with `patch`, on the images.
     """
     torch.manual_seed(seed)
     if "patch" in settings:
@@ -35,6 +51,8 @@ def by_sgd(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     else:
         before = principal(part, settings["directions"])
         model = two_layers(before[1].out_features, settings["width"], part.classes)
+    if settings.get("mirrored"):
+        before, model = nn.Sequential(WithMirror(before)), nn.Sequential(EitherMirrored(model))
     run = train_model(
         model,
         coordinates(before, part),

@@ -13,7 +13,7 @@ ON_DEVICE = by_sgd, deep, gated, on_the_program  # the others take the CPU
 WHOLE, PART, SQUARE = "Two layers, all images", "Two layers, a part of the images", "n <= d, every depth"
 PATCHES, ALL_PATCHES = "Patches, averaged", "Patches, averaged, all images"
 
-SGD = {"width": 1000, "batch": 250, "epochs": 12, "directions": 1000, "loss": "softmax"}
+SGD = {"batch": 250, "epochs": 12, "directions": 1000, "loss": "softmax"}
 GATED = {"gates": 200, "lean": 0.4, "loss": "squared", "tolerance": 1e-2, "iterations": 40}
 RELU = {"tolerance": 1e-2, "rounds": 4, "seconds": 600.0, "proof_seconds": 1.0}
 CUT = {"patch": 8, "stride": 8}
@@ -35,16 +35,35 @@ def whole_images(gates: int) -> list[Row]:
     choices = grid(loss=("squared", "softmax"), rank=(100, 150), fraction=(0.03, 0.06)) + grid(
         loss=("softmax",), rank=(150, 200), fraction=(0.1,)
     )
-    plain = {**SGD, "loss": "squared"}
+    plain = {**SGD, "width": 1000, "loss": "squared"}
+    descent = (
+        grid(width=(1000,), rate=(0.03, 0.1, 0.3), decay=(1e-4, 1e-3))
+        + grid(width=(1000, 2000, 500), rate=(0.03, 0.1), decay=(3e-3,))
+        + grid(width=(2000, 500), rate=(0.03, 0.1), decay=(1e-3,))
+    )
     program = {**GATED, "directions": 1000}
     short = {**program, "gates": 400, "iterations": 10}
     untruncated = {**GATED, "gates": 20, "loss": "softmax", "iterations": 20, "rank": None}
     return [
-        Row(WHOLE, "SGD, cross-entropy", by_sgd, grid(rate=(0.03, 0.1, 0.3), decay=(1e-4, 1e-3)), SGD, seeds=3),
+        Row(WHOLE, "SGD, cross-entropy", by_sgd, descent, SGD, seeds=3),
         Row(WHOLE, "SGD, squared loss", by_sgd, grid(rate=(0.003, 0.01, 0.03), decay=(1e-3,)), plain, seeds=3),
         Row(WHOLE, "convex, gated, all directions", gated, grid(fraction=(0.1, 0.3)), untruncated, choice_samples=15_000, seeds=3),
         Row(WHOLE, truncated, gated, choices, {**program, "gates": 300}, {"gates": gates}, seeds=3),
         Row(WHOLE, f"{truncated}, in the time of SGD", gated, choice_of=truncated, shared=short, seeds=3),
+        *mirrored_images({**program, "gates": 300, "loss": "softmax"}, gates // 2),
+    ]
+
+
+def mirrored_images(program: Settings, gates: int) -> list[Row]:
+    """The same on images and their mirror images; half the gates, as each takes twice the time."""
+    chosen: dict[str, Any] = {"choice_samples": 15_000, "seeds": 2}
+    wide = grid(width=(2000,), rate=(0.1,), decay=(1e-3,), epochs=(12, 24))
+    narrow = grid(width=(1000,), rate=(0.03,), decay=(3e-3,), epochs=(12, 24))
+    choices = grid(rank=(150,), fraction=(0.04, 0.06)) + grid(rank=(200,), fraction=(0.06,))
+    both = {"mirrored": True}
+    return [
+        Row(WHOLE, "SGD, cross-entropy, mirrored", by_sgd, wide + narrow, {**SGD, **both}, **chosen),
+        Row(WHOLE, "convex, gated, truncated, mirrored", gated, choices, {**program, **both}, {"gates": gates}, **chosen),
     ]
 
 
@@ -53,7 +72,7 @@ def part_of_images() -> list[Row]:
     relu, exact = "convex, ReLU, all arrangements", {"tolerance": 1e-3, "rounds": 20}
     adam = {"width": 100, "rate": 0.1, "epochs": 1000}
     both = grid(rank=(20, 40, 80), fraction=(0.05, 0.1))
-    descent = grid(rate=(0.03, 0.1), decay=(1e-3, 1e-2))
+    descent = grid(width=(1000, 2000, 500), rate=(0.03, 0.1), decay=(1e-3, 1e-2))
     everything = {**GATED, "gates": 50, "rank": None}
     each, sampled = "convex, ReLU, sampled, one against the rest", grid(rank=(40,), fraction=(0.1, 0.2))
     return [
@@ -68,7 +87,7 @@ def part_of_images() -> list[Row]:
 
 def patches() -> list[Row]:
     """One layer of patches on 2,000 images."""
-    descent = grid(rate=(0.03, 0.1), decay=(1e-4, 1e-3))
+    descent = grid(width=(1000, 2000, 500), rate=(0.03, 0.1), decay=(1e-4, 1e-3))
     relu = grid(rank=(15, 30), fraction=(0.01, 0.02))
     gates = {**GATED, **CUT, "lean": 0.0}
     return [

@@ -50,6 +50,22 @@ def test_products_are_those_of_the_rows_pooled(pooling: Pooling, max_memory: int
     assert pooled.written_out().numpy() == pytest.approx(pooling.pool(plain.written_out().numpy()), abs=accuracy)
 
 
+@pytest.mark.parametrize("pooling", [Pooling(2, 0.5), Pooling(3)])
+def test_with_few_rows_and_outputs_no_features_are_made_and_products_and_memory_stay(pooling: Pooling):
+    pooled, plain = operators(pooling, count=100, max_memory=2**20, images=700)
+    assert not pooled.keeps
+    weights, residual = random_pair(pooled, 8)
+    products = pooled.forward(weights), pooled.adjoint(residual)
+    assert products[0].numpy() == pytest.approx(pooling.pool(plain.forward(weights).numpy()), abs=1e-12)
+    assert products[1].numpy() == pytest.approx(plain.adjoint(torch.as_tensor(pooling.spread(residual.numpy()))).numpy(), abs=1e-12)
+    for outputs, by_rows in ((8, True), (40, False)):
+        assert pooled.by_rows(outputs) == by_rows
+    for product, argument, result in ((pooled.forward, weights, products[0]), (pooled.adjoint, residual, products[1])):
+        with Peak(pooled.basis, pooled.bits, argument) as used:
+            product(argument)
+        assert used.peak <= pooled.max_memory + 4 * result.nbytes + 2 * argument.nbytes
+
+
 @each_memory
 def test_a_subset_and_another_precision(max_memory: int):
     pooled, _ = operators(Pooling(4, 0.25), max_memory=max_memory)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from convexbn.patches import Pooling
-from convexbn.solvers.masked import CPU_TILE, GPU_TILE, MAX_MEMORY, MaskedOperator, bits_taken, expanded
+from convexbn.solvers.masked import COLUMNS, CPU_TILE, GPU_TILE, MAX_MEMORY, MaskedOperator, bits_taken, expanded
 from convexbn.validation import InputError, check_count
 
 if TYPE_CHECKING:
     import torch
+
+FEW = 32  # rows of a sample times outputs: with so few it is faster to multiply each row than to write out features and read them again
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,8 @@ class PooledOperator:
     The features of an image are p D_i U' for all i, P (r+1) numbers: the masks of its patches times their rows, 2 K P (r+1)
     multiplications, whatever the number of outputs. They are a product of its own with weights or residuals, and are kept where all of
     them fit into half of `max_memory`: they are K times fewer than D_i U' has entries. Else they are made again in each product, a few
-    images at a time. Every block p D_i U' has norm at most ||p||, because U'^T U' = I.
+    images at a time; or, with few rows for each sample, such as an image and its mirror image, and few outputs, they are never made: the
+    product is that of all rows. Every block p D_i U' has norm at most ||p||, because U'^T U' = I.
 
     Attributes
     ----------
@@ -38,6 +41,7 @@ class PooledOperator:
     pooling: Pooling
     max_memory: int = MAX_MEMORY
     _kept: list[torch.Tensor] = field(init=False, repr=False, default_factory=list)
+    _masked: list[MaskedOperator] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
         check_count(self.max_memory, "max_memory")
@@ -62,6 +66,19 @@ class PooledOperator:
     def _width(self) -> int:
         """The number of features of an image."""
         return self.count * self.basis.shape[1]
+
+    def by_rows(self, outputs: int) -> bool:
+        """Whether a product with so many outputs is one of all rows, pooled afterwards."""
+        room = 4 * outputs * len(self.basis) + 8 * COLUMNS * (self.basis.shape[1] + 5)  # half of it for the masked product
+        few = self.pooling.patches * outputs <= FEW
+        return few and not self.keeps and room * self.basis.element_size() <= self.max_memory
+
+    @property
+    def _of_rows(self) -> MaskedOperator:
+        """The same without pooling."""
+        if not self._masked:
+            self._masked.append(MaskedOperator(self.basis, self.bits, self.count, self.max_memory // 2 + self.bits.numel()))
+        return self._masked[0]
 
     def tile(self) -> int:
         """How many images are worked on at a time.
@@ -108,6 +125,9 @@ class PooledOperator:
 
     def forward(self, weights: torch.Tensor) -> torch.Tensor:
         """p sum_i D_i U' S_i, shape (n, C), of `weights` (P, r+1, C)."""
+        if self.by_rows(weights.shape[2]):
+            images = self._of_rows.forward(weights).view(self.samples, self.pooling.patches, -1)
+            return self.pooling.weight * images.sum(1)
         columns = weights.reshape(self._width, weights.shape[2]).mT.contiguous()
         result = self.basis.new_empty((len(columns), self.samples))
         for samples in (slice(0, self.samples),) if self.keeps else self._tiles():
@@ -116,6 +136,8 @@ class PooledOperator:
 
     def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
         """U'^T D_i p^T R for all i, shape (P, r+1, C), of `residual` (n, C)."""
+        if self.by_rows(residual.shape[1]):
+            return self._of_rows.adjoint((self.pooling.weight * residual).repeat_interleave(self.pooling.patches, dim=0))
         rows = residual.mT.contiguous()  # BLAS is three to ten times slower on the transposed product
         result = self.basis.new_zeros((len(rows), self._width))
         for samples in (slice(0, self.samples),) if self.keeps else self._tiles():

@@ -42,7 +42,7 @@ def whole_images(gates: int) -> list[Row]:
         + grid(width=(2000, 500), rate=(0.03, 0.1), decay=(1e-3,))
     )
     program = {**GATED, "directions": 1000}
-    short = {**program, "gates": 400, "iterations": 10}
+    short = {**program, "gates": 400, "iterations": 20}
     untruncated = {**GATED, "gates": 20, "loss": "softmax", "iterations": 20, "rank": None}
     return [
         Row(WHOLE, "SGD, cross-entropy", by_sgd, descent, SGD, seeds=3),
@@ -87,7 +87,7 @@ def part_of_images() -> list[Row]:
 
 def patches() -> list[Row]:
     """One layer of patches on 2,000 images."""
-    descent = grid(width=(1000, 2000, 500), rate=(0.03, 0.1), decay=(1e-4, 1e-3))
+    descent = grid(width=(1000,), rate=(0.03, 0.1), decay=(1e-4, 1e-3)) + grid(width=(2000, 500), rate=(0.1,), decay=(1e-4, 1e-3))
     relu = grid(rank=(15, 30), fraction=(0.01, 0.02))
     gates = {**GATED, **CUT, "lean": 0.0}
     return [

@@ -157,27 +157,76 @@ def fit_convex_bn(
         Where the solver fails; its `status` says how.
     """
     check_budget(proof_seconds, "proof_seconds")
+    ready = prepare(
+        X, y, loss=loss, arrangements=arrangements, solver=solver, rank=rank, seed=seed, patches=patches, features=features, verbose=verbose
+    )
+    return ready.fit(beta, proof_seconds=proof_seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that doesn't depend on beta: what the first layer reads, whitened, and the choices."""
+
+    data: npt.NDArray[Any]
+    patches: Patches | None
+    features: Features | None
+    targets: FloatArray
+    loss: Loss
+    whitening: Whitening
+    solver: Solver
+    arrangements: Arrangements | None
+    beta_max: float
+    seconds: Mapping[str, float]
+    verbose: bool
+
+    def fit(self, beta: float | None, *, proof_seconds: float) -> Fit:
+        """Solve and certify."""
+        whitening, largest, seconds = self.whitening, self.beta_max, dict(self.seconds)
+        strength = check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest if largest > 0 else 1.0
+        program = Program(whitening.basis, self.targets, self.loss, strength, self.arrangements, pooling_of(self.patches))
+        with _stage("solve", seconds, self.verbose):
+            solution = self.solver.solve(program) if strength < largest else _nothing(program)
+        with _stage("certify", seconds, self.verbose):
+            network = _simplest(whitening, solution, self.data, program, self.patches)
+            certificate = certify_on(
+                whitening,
+                self.data,
+                self.targets,
+                network,
+                beta=strength,
+                loss=self.loss,
+                arrangements=self.arrangements,
+                dual=solution.dual,
+                seconds=proof_seconds,
+            )
+        return Fit(network, certificate, solution, program, whitening, largest, seconds, self.features)
+
+
+def prepare(
+    X: npt.ArrayLike,
+    y: npt.ArrayLike,
+    *,
+    loss: str | Loss,
+    arrangements: str | int | Arrangements,
+    rank: float | None,
+    seed: int,
+    solver: str | Solver = "auto",
+    patches: Patches | None = None,
+    features: Features | None = None,
+    verbose: bool = False,
+) -> Prepared:
+    """Check the arguments of `fit_convex_bn`, whiten, and choose arrangements and solver."""
     seconds: dict[str, float] = {}
     with _stage("whiten", seconds, verbose):
         data, cut = check_input(extract(features, X), patches)
-        the_loss, targets, whitening = _prepare(data, y, loss, cut, rank)
-        pool = pooling_of(cut)
+        the_loss, targets, whitening = _whitened(data, y, loss, cut, rank)
     with _stage("arrange", seconds, verbose):
         check_word(arrangements)
         the_solver = choose_solver(solver, arrangements, whitening, targets, the_loss, seed=seed, verbose=verbose)
         listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
         chosen = choose_arrangements(arrangements, whitening, targets, seed=seed) if listed else None
-        largest = _beta_max(whitening, targets, the_loss, chosen, pool)
-    strength = check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest if largest > 0 else 1.0
-    program = Program(whitening.basis, targets, the_loss, strength, chosen, pool)
-    with _stage("solve", seconds, verbose):
-        solution = the_solver.solve(program) if strength < largest else _nothing(program)
-    with _stage("certify", seconds, verbose):
-        network = _simplest(whitening, solution, data, program, cut)
-        certificate = certify_on(
-            whitening, data, targets, network, beta=strength, loss=the_loss, arrangements=chosen, dual=solution.dual, seconds=proof_seconds
-        )
-    return Fit(network, certificate, solution, program, whitening, largest, seconds, features)
+        largest = _beta_max(whitening, targets, the_loss, chosen, pooling_of(cut))
+    return Prepared(data, cut, features, targets, the_loss, whitening, the_solver, chosen, largest, seconds, verbose)
 
 
 def beta_max(
@@ -197,14 +246,14 @@ def beta_max(
     """
     check_word(arrangements)
     data, cut = check_input(X, patches)
-    the_loss, targets, whitening = _prepare(data, y, loss, cut, rank)
+    the_loss, targets, whitening = _whitened(data, y, loss, cut, rank)
     too_many = targets.ndim > 1 or not few_arrangements(whitening)
     unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and too_many)
     chosen = None if unlisted else choose_arrangements(arrangements, whitening, targets, seed=seed)
     return _beta_max(whitening, targets, the_loss, chosen, pooling_of(cut))
 
 
-def _prepare(
+def _whitened(
     data: npt.NDArray[Any], y: npt.ArrayLike, loss: str | Loss, patches: Patches | None, rank: float | None
 ) -> tuple[Loss, FloatArray, Whitening]:
     """The loss, its targets, and what the first layer reads, whitened."""

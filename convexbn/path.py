@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
-from convexbn.choices import check_word, choose_solver
-from convexbn.fit import Fit, beta_max, fit_convex_bn
-from convexbn.losses import Loss, get_loss
+from convexbn.fit import Fit, Prepared, beta_max, prepare
+from convexbn.losses import Loss
 from convexbn.network import Network, recover
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.solution import Status
 from convexbn.solvers import ActiveSet, ClosedForm, SlidingFrankWolfe, obstacle
-from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets, real_array
+from convexbn.validation import FloatArray, InputError, check_budget, check_count, check_data, check_positive, check_targets, real_array
 from convexbn.whitening import whiten
 
 if TYPE_CHECKING:
@@ -163,10 +162,12 @@ def fit_path(
     InputError
         For an argument that can't be used.
     """
-    strengths = choose_betas(X, y, betas, count, smallest=smallest, loss=loss, arrangements=arrangements, rank=rank, seed=seed)
+    check_budget(proof_seconds, "proof_seconds")
+    ready = prepare(X, y, loss=loss, arrangements=arrangements, rank=rank, seed=seed)
+    strengths = _spread(betas, count, smallest, lambda: ready.beta_max)
     fits: list[Fit] = []
     try:
-        for fit in _points(X, y, strengths, arrangements, loss=loss, rank=rank, seed=seed, proof_seconds=proof_seconds):
+        for fit in _points(ready, strengths, proof_seconds):
             if fit.solution.status is Status.INTERRUPTED:
                 raise KeyboardInterrupt
             fits.append(fit)
@@ -194,12 +195,16 @@ def choose_betas(
 
     Where the zero network is optimal for every beta, 1 stands for beta_max.
     """
+    return _spread(betas, count, smallest, lambda: beta_max(X, y, loss=loss, arrangements=arrangements, rank=rank, seed=seed))
+
+
+def _spread(betas: npt.ArrayLike | None, count: int, smallest: float, beta_max: Callable[[], float]) -> FloatArray:
     if betas is not None:
         return np.unique(_checked(betas))[::-1]
     check_count(count, "count")
     if check_positive(smallest, "smallest") > 1.0:
         raise InputError(f"smallest = {smallest} is a fraction of beta_max, beyond which every network is zero: pass a float up to 1")
-    largest = ABOVE * beta_max(X, y, loss=loss, arrangements=arrangements, rank=rank, seed=seed) or 1.0
+    largest = ABOVE * beta_max() or 1.0
     chosen: FloatArray = largest * np.geomspace(1.0, smallest, count)
     return chosen
 
@@ -223,36 +228,11 @@ def networks_along(
         yield recover(whitening, *warm_start)
 
 
-def _points(
-    X: npt.ArrayLike,
-    y: npt.ArrayLike,
-    betas: FloatArray,
-    arrangements: str | int | Arrangements,
-    *,
-    loss: str | Loss,
-    rank: float | None,
-    seed: int,
-    proof_seconds: float,
-) -> Iterator[Fit]:
-    """A fit for each beta. Each whitens again, in a hundredth of the time that its certificate takes."""
-    data = check_data(X)
-    the_loss = get_loss(loss)
-    targets = the_loss.check(check_targets(y, len(data)))
-    check_word(arrangements)
-    usual = choose_solver("auto", arrangements, whiten(data, rank=rank), targets, the_loss, seed=seed)
-    solver = replace(usual, tolerance=TOLERANCE) if isinstance(usual, SlidingFrankWolfe) else usual
+def _points(ready: Prepared, betas: FloatArray, proof_seconds: float) -> Iterator[Fit]:
+    """A fit for each beta, each from the neurons of the one before."""
+    solver = replace(ready.solver, tolerance=TOLERANCE) if isinstance(ready.solver, SlidingFrankWolfe) else ready.solver
     for beta in betas:
-        fit = fit_convex_bn(
-            data,
-            y,
-            beta=float(beta),
-            loss=loss,
-            arrangements=arrangements,
-            solver=solver,
-            rank=rank,
-            seed=seed,
-            proof_seconds=proof_seconds,
-        )
+        fit = replace(ready, solver=solver).fit(float(beta), proof_seconds=proof_seconds)
         yield fit
         if isinstance(solver, SlidingFrankWolfe | ActiveSet):
             solver = replace(solver, warm_start=(fit.solution.directions, fit.solution.outputs))

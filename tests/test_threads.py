@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
+import pytest
 import torch
 from threadpoolctl import threadpool_info
 
+from convexbn import threads
 from convexbn.threads import LARGE, few_threads
 
 
@@ -18,3 +22,13 @@ def test_small_work_has_one_thread_and_large_work_keeps_its_threads():
     with few_threads(LARGE):
         assert (torch.get_num_threads(), threadpool_info()) == before
     assert (torch.get_num_threads(), threadpool_info()) == before
+
+
+def test_libraries_are_looked_for_again_after_an_import(monkeypatch: pytest.MonkeyPatch):
+    with few_threads(1):
+        before = threads._libraries(len(sys.modules))
+    with few_threads(1):
+        assert threads._libraries(len(sys.modules)) is before
+    monkeypatch.setitem(sys.modules, "a_module_that_was_not_there", threads)
+    with few_threads(1):
+        assert threads._libraries(len(sys.modules)) is not before

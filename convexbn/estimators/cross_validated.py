@@ -42,7 +42,7 @@ class CrossValidated(Shell):
         betas: int | npt.ArrayLike = 20,
         smallest: float = 0.01,
         ranks: Sequence[float | None] | None = None,
-        loss: str | Loss,
+        loss: str | Loss = "squared",
         cv: Any = None,
         scoring: str | Scorer | None = None,
         n_jobs: int | None = None,
@@ -148,31 +148,6 @@ class ConvexBNRegressorCV(CrossValidated, Regression):
     scores_ : (folds, betas), or (folds, ranks, betas) where `ranks` are given
     fit_, network_, intercept_ : of all data at beta_ and rank_, as in `ConvexBNRegressor`
     """
-
-    def __init__(
-        self,
-        *,
-        betas: int | npt.ArrayLike = 20,
-        smallest: float = 0.01,
-        ranks: Sequence[float | None] | None = None,
-        loss: str | Loss = "squared",
-        cv: Any = None,
-        scoring: str | Scorer | None = None,
-        n_jobs: int | None = None,
-        seed: int = 0,
-        proof_seconds: float = 0.0,
-        verbose: bool = False,
-    ) -> None:
-        given = {
-            "ranks": ranks,
-            "cv": cv,
-            "scoring": scoring,
-            "n_jobs": n_jobs,
-            "seed": seed,
-            "proof_seconds": proof_seconds,
-            "verbose": verbose,
-        }
-        super().__init__(betas=betas, smallest=smallest, loss=loss, **given)
 
     @staticmethod
     def _default_score(model: Any, X: npt.ArrayLike, y: npt.ArrayLike) -> float:

@@ -145,7 +145,7 @@ class Plain(Shell):
         self,
         *,
         beta: float | None = None,
-        loss: str | Loss,
+        loss: str | Loss = "squared",
         arrangements: str | int | Arrangements = "auto",
         solver: str | Solver = "auto",
         rank: float | None = None,
@@ -185,21 +185,6 @@ class ConvexBNRegressor(Plain, Regression):
     network_ : its network
     intercept_ : the mean of the targets, (C,) for targets (n, C)
     """
-
-    def __init__(
-        self,
-        *,
-        beta: float | None = None,
-        loss: str | Loss = "squared",
-        arrangements: str | int | Arrangements = "auto",
-        solver: str | Solver = "auto",
-        rank: float | None = None,
-        seed: int = 0,
-        proof_seconds: float = 0.0,
-        verbose: bool = False,
-    ) -> None:
-        search: dict[str, Any] = {"arrangements": arrangements, "solver": solver, "rank": rank}
-        super().__init__(beta=beta, loss=loss, **search, seed=seed, proof_seconds=proof_seconds, verbose=verbose)
 
 
 class ConvexBNClassifier(Plain, Classification):

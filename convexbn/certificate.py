@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
+from convexbn.devices import check_device
 from convexbn.judge import Judge
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
@@ -94,6 +95,7 @@ def certify(
     dual: FloatArray | None = None,
     rank: float | None = None,
     seconds: float = 5.0,
+    device: str = "cpu",
 ) -> Certificate:
     """Bound the distance of any network to the global optimum of  L(f(X), y) + (beta/2) sum_j (g_j^2 + a_j^2 + ||v_j||^2).
 
@@ -132,7 +134,9 @@ def certify(
         raise InputError("arrangements are neither Arrangements nor None: list them by sample_arrangements or enumerate_arrangements")
     the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, whitening.samples // network.pooling.patches))
-    return certify_on(whitening, X, targets, network, beta=beta, loss=the_loss, arrangements=arrangements, dual=dual, seconds=seconds)
+    return certify_on(
+        whitening, X, targets, network, beta=beta, loss=the_loss, arrangements=arrangements, dual=dual, seconds=seconds, device=device
+    )
 
 
 def certify_on(
@@ -146,6 +150,7 @@ def certify_on(
     arrangements: Arrangements | None,
     dual: FloatArray | None,
     seconds: float,
+    device: str = "cpu",
 ) -> Certificate:
     """`certify` on data and checked targets with their whitening, of which only what is verified here is believed."""
     check_positive(beta, "beta")
@@ -172,7 +177,7 @@ def certify_on(
     candidates = [-loss.gradient(network.on(data).predict(data), targets)]
     if dual is not None:
         candidates += _usable(dual, targets)
-    judge = Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, seconds)
+    judge = Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, seconds, check_device(device))
     with few_threads(whitening.basis.size):
         found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
         if arrangements is None and known_price(whitening.basis, network.pooling.spread(found.v)) is None:

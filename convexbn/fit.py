@@ -198,6 +198,7 @@ class Prepared:
                 arrangements=self.arrangements,
                 dual=solution.dual,
                 seconds=proof_seconds,
+                device=self.solver.device if isinstance(self.solver, SlidingFrankWolfe) else "cpu",
             )
         return Fit(network, certificate, solution, program, whitening, largest, seconds, self.features)
 

@@ -17,6 +17,7 @@ from convexbn.losses import Loss
 from convexbn.network import Network
 from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, bound_over_outputs, price_dual, price_everywhere
 from convexbn.pricing.dual_point import improve_dual
+from convexbn.pricing.factored import FactoredTraining
 from convexbn.pricing.joint import JointTraining, fits_jointly
 from convexbn.pricing.moments import MomentTraining, fits
 from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining
@@ -31,6 +32,7 @@ TREE_GAP = 0.01  # with many columns; beyond it products of samples win more tha
 DUAL_STEPS = (100, 400)
 HALVES = (2, 3)  # half the degree of moments
 IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
+FEW_LOOKS, POLISHING = 2, 0.4  # of a factored training, of which each is a descent, and the share of the time that is kept for its price
 FINE = 0.2  # of the gap, for the price of several outputs when all else has been done
 FIRST = 0.25  # of the time, at most, for the price of each candidate
 # Seconds that it has anyway, so that a budget of 0 leaves the proof to the relaxation; no more with several outputs: other proofs win more.
@@ -77,9 +79,11 @@ class Judge:
         network: Network,
         data: npt.ArrayLike,
         seconds: float,
+        device: str = "cpu",
     ) -> None:
-        self.deadline = time.perf_counter() + seconds
-        self.patience = SHORT + FIRST * seconds if y.ndim == 1 else SHORT
+        self.deadline, self.device = time.perf_counter() + seconds, device
+        self.factored = y.ndim == 1 and basis.size >= LARGE and np.isfinite(loss.smoothness)
+        self.patience = SHORT + FIRST * seconds if y.ndim == 1 and not self.factored else SHORT
         self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
         self.pooling, self.activations = network.pooling, network.activations(data)
         self.neurons = basis.T @ network.hidden(data), network.outputs
@@ -123,7 +127,7 @@ class Judge:
         if self.y.ndim > 1:
             return [self._by_products] if self.y.shape[1] > OUTPUTS else [self._by_products, self._by_dual_points, self._by_outputs]
         if large:
-            return [self._by_dual_points]
+            return [self._by_factors if self.factored else self._by_dual_points]
         if width <= BOX_COLUMNS and not pooled:
             return [self._by_boxes, self._by_dual_points]
         moments = fits(rows, width, HALVES[0])
@@ -176,6 +180,20 @@ class Judge:
                 training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=half, pooling=self.pooling)
                 found = self._by_training(training, found, objective)
         return found
+
+    def _by_factors(self, found: Bound, objective: float) -> Bound:
+        """The best bound of the training problem relaxed to second moments, for many samples, and of its price polished at the end."""
+        directions, outputs = self.neurons
+        neurons = directions.T, outputs.reshape(len(outputs))
+        problem = self.basis, self.y, self.loss, self.beta
+        training = FactoredTraining(*problem, *neurons, pooling=self.pooling, device=self.device)
+        end, self.deadline = self.deadline, self.deadline - POLISHING * self.left
+        found = self._by_training(training, found, objective, patience=FEW_LOOKS)
+        self.deadline = end
+        if self.left == 0.0:
+            return found
+        v = -self.loss.project(-training.dual, self.y)
+        return max(found, self.scaled(v, replace(found.price, upper=training.polished(v, end))), key=lambda bound: bound.proved)
 
     def _by_joint_moments(self, found: Bound, objective: float) -> Bound:
         """The best bound of the training problem relaxed to joint moments, the tightest, which takes all of the time that it is given."""

@@ -34,7 +34,7 @@ HOMES = {
     "cvxpy": {"post_bn.conic", "solvers.conic"},
     "matplotlib": {"path"},
     "sklearn": {"estimators"},
-    "torch": {"devices", "export", "features", "gated", "shards", "solvers", "training"},
+    "torch": {"devices", "export", "features", "gated", "pricing.products", "shards", "solvers", "training"},
 }
 EVERYWHERE = {*sys.stdlib_module_names, "numpy", "scipy", "rich", "threadpoolctl"}
 HEAVY = ["torch", "cvxpy", "sklearn", "scipy.optimize", "rich", "matplotlib", "pandas"]

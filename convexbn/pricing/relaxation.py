@@ -185,6 +185,23 @@ class Relaxation:
         rounding = 8.0 * terms * float(np.finfo(np.float64).eps) * (size + float(np.linalg.norm(matrix)))
         return largest + constant + rounding
 
+    def shifted(self, v: FloatArray, x: FloatArray) -> FloatArray:
+        """The multipliers x with the best z for the others: the bound is convex in it, and at its least |z| <= 3 ||H||."""
+        from scipy.optimize import minimize_scalar
+
+        matrix = self._lift(self.basis, v, np.where(np.arange(len(x)) == 3 * len(v), 0.0, x))[0]
+        corner = np.zeros_like(matrix)
+        corner[0, 0] = 1.0
+        limit = 3.0 * float(np.linalg.norm(matrix, 2))
+
+        def bound(z: float) -> float:
+            return float(np.linalg.eigvalsh(matrix + z * corner)[-1]) - 0.5 * z
+
+        better = x.copy()
+        if limit > 0:
+            better[3 * len(v)] = minimize_scalar(bound, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-7 * limit}).x
+        return better
+
     def smoothed(self, v: FloatArray, x: FloatArray, temperature: float) -> SmoothBound:
         """T log tr exp((H + z e_0 e_0^T) / T) - z/2 + const, an upper bound as well, with its gradients."""
         matrix, constant, _ = self._lift(self._rough, v, x)

@@ -58,10 +58,10 @@ def random_problem(loss: Loss, n: int, d: int, seed: int) -> Problem:
     return Problem(f"random {n} x {d}", X, targets_for(loss, n, seed + 1), loss)
 
 
-def random_problems() -> list[Problem]:
-    """Twenty problems for each loss, n from 4 to 12 and d from 1 to 3."""
+def random_problems(seeds: int = 2) -> list[Problem]:
+    """For each loss and seed ten problems, n from 4 to 12 and d from 1 to 3."""
     shapes = [(4, 1), (12, 1), (7, 2), (10, 2), (5, 3), (12, 2), (9, 1), (6, 3), (8, 2), (8, 3)]
-    return [random_problem(loss, *shapes[k % 10], seed=k) for loss in LOSSES for k in range(20)]
+    return [random_problem(loss, *shapes[k % 10], seed=k) for loss in LOSSES for k in range(10 * seeds)]
 
 
 def grid(side: int, dimension: int) -> np.ndarray:

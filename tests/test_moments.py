@@ -177,5 +177,5 @@ def test_nine_columns_are_proved_through_it(monkeypatch: pytest.MonkeyPatch) -> 
     dual = np.asarray(fit.solution.dual)
     price = price_everywhere(fit.whitening.basis, dual)
     assert price.upper > 1.02 * price.lower
-    found = certify(X, y, fit.network, beta=beta, seconds=30.0)
+    found = certify(X, y, fit.network, beta=beta, seconds=8.0)
     assert found.relative_gap < 0.5 * fit.certificate.relative_gap

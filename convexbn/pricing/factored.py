@@ -21,6 +21,7 @@ from convexbn.validation import FloatArray
 COLUMNS = 20  # of a factor: on 50,000 samples and 200 features prices end at 1.027 beta with 10, at 1.016 with 16
 WIDTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # of the kinks, in the unit mass ||u_i|| / sqrt(r+1), the root mean square of t_i
 STEPS = 150  # of descent between two looks at the bound
+EVALUATIONS = 1.2  # of the objective in a step
 OFFSET, DEAD = 0.1, 1e-3  # of the mass, at random, so that no neuron begins at 0, a saddle; and so little that it is begun again
 POLISH = (0.003, 0.001)  # temperatures of the last descent, on all multipliers
 FLAT = 1e6  # steps of a proximal map from which it ends where a loss is least
@@ -98,7 +99,7 @@ class FactoredTraining:
         self.entries = basis.size
 
     def advance(self, deadline: float) -> None:
-        """Descent at the next width, until `time.perf_counter` reaches the deadline."""
+        """Descent at the next width, until `time.perf_counter` reaches the deadline, or shorter to leave time for the widths to come."""
         from scipy.optimize import minimize
 
         self.width = self._width()
@@ -106,14 +107,17 @@ class FactoredTraining:
         dead = np.sum(self.factors**2, axis=(1, 2)) < DEAD * self.mass
         self.factors = self.factors + np.where(dead[:, None, None], self._noise(), 0.0)
         unit = self.loss.value(np.zeros_like(self.y), self.y) or 1.0
-        options: Any = {"maxiter": STEPS, "maxfun": 2 * STEPS, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-13}
         with side_by_side(self.entries) as mapped:
 
             def objective(point: FloatArray) -> tuple[float, FloatArray]:
                 value, slope = self.objective(point.reshape(self.factors.shape), mapped)
                 return value / unit, slope.ravel() / unit
 
-            start = self.factors.ravel()
+            start, begun = self.factors.ravel(), time.perf_counter()
+            objective(start)
+            every = (1 + max(0, len(WIDTHS) - self.stage)) * EVALUATIONS * (time.perf_counter() - begun)  # a step at each width
+            steps = int(np.clip((deadline - begun) / max(every, 1e-9), 1, STEPS))
+            options: Any = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-13}
             found = minimize(objective, start, method="L-BFGS-B", jac=True, options=options, callback=stop_at(deadline))
         self.factors = np.asarray(found.x).reshape(self.factors.shape)
 

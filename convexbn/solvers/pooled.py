@@ -13,7 +13,7 @@ from convexbn.validation import InputError, check_count
 if TYPE_CHECKING:
     import torch
 
-FEW = 32  # rows of a sample times outputs: with so few it is faster to multiply each row than to write out features and read them again
+FEW = 32  # rows of a sample times outputs: with so few a processor multiplies each row faster than it writes features and reads them again
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -13,10 +15,58 @@ from convexbn.smoothing import on_samples
 from convexbn.validation import FloatArray
 
 BLOCK = 32_768  # activations at a time: they stay in the cache
+Respond = Callable[[slice, FloatArray], FloatArray]  # from some samples and their predictions (k, C) to the gradient of the loss there
+
+
+class Layer(Protocol):
+    """The network p sum_j rho(U' a_j) v_j^T and its adjoint, p the pooling of patches, rho ReLU with kinks rounded over |t| <= mu_j."""
+
+    @property
+    def rows(self) -> int:
+        """Of U'."""
+        ...
+
+    def slopes(self, inner: FloatArray, outer: FloatArray, kinks: FloatArray, respond: Respond) -> tuple[FloatArray, FloatArray]:
+        """The derivatives of the loss in a_j (m, r+1) and v_j (m, C), for kinks mu (m,), by asking for its gradient block by block."""
+        ...
+
+
+class LayerOnCPU:
+    """By numpy, in the precision of the basis."""
+
+    def __init__(self, basis: FloatArray, pooling: Pooling = NO_POOLING) -> None:
+        self.basis, self.pooling = basis, pooling
+
+    @property
+    def rows(self) -> int:
+        """Of U'."""
+        return len(self.basis)
+
+    def slopes(self, inner: FloatArray, outer: FloatArray, kinks: FloatArray, respond: Respond) -> tuple[FloatArray, FloatArray]:
+        """In blocks that stay in the cache."""
+        basis, pooling = self.basis, self.pooling
+        bend, rate, outputs = (array.astype(basis.dtype) for array in (kinks, 0.5 / kinks, outer))
+        columns = np.ascontiguousarray(inner.T, dtype=basis.dtype)
+        inner_slope, outer_slope = np.zeros_like(inner), np.zeros_like(outer)
+        block = pooling.patches * max(1, BLOCK // (len(inner) * pooling.patches))
+        for first in range(0, len(basis), block):
+            rows = basis[first : first + block]
+            active = rows @ columns
+            slope = active * rate
+            slope += 0.5
+            np.clip(slope, 0.0, 1.0, out=slope)
+            np.maximum(active, bend * slope * slope, out=active)
+            pooled = pooling.pool(active)
+            samples = slice(first // pooling.patches, (first + block) // pooling.patches)
+            error = respond(samples, (pooled @ outputs).astype(np.float64)).astype(basis.dtype)
+            slope *= pooling.spread(error @ outputs.T)
+            inner_slope += slope.T @ rows
+            outer_slope += pooled.T @ error
+        return inner_slope, outer_slope
 
 
 def slide(
-    basis: FloatArray,
+    layer: Layer,
     y: FloatArray,
     directions: FloatArray,
     outputs: FloatArray,
@@ -24,14 +74,13 @@ def slide(
     loss: Loss,
     width: float,
     *,
-    pooling: Pooling = NO_POOLING,
     steps: int = 100,
     deadline: float = np.inf,
 ) -> tuple[FloatArray, FloatArray]:
     """Descend by L-BFGS on  L( p sum_j rho(U' a_j) v_j^T, y ) + beta sum_j ||a_j|| ||v_j||  from a_j = s_j ||w_j||, v_j = w_j / ||w_j||.
 
-    p is the pooling of patches, rho is ReLU with its kink rounded over |t| <= mu_j = width ||a_j|| / sqrt(rows of U'). With one
-    output v_j = +-1 stays; else v_j is scaled by the first ||a_j||, so that all variables have curvatures of one order.
+    p and rho are those of the layer, with kinks mu_j = width ||a_j|| / sqrt(rows of U'). With one output v_j = +-1 stays; else v_j is
+    scaled by the first ||a_j||, so that all variables have curvatures of one order.
 
     It ends early where `time.perf_counter()` passes `deadline`. Returns unit directions (m, r+1) and outputs (m, C).
     """
@@ -41,12 +90,9 @@ def slide(
     size = np.linalg.norm(outputs, axis=1)
     signs = outputs / size[:, None]
     moving = outputs.shape[1] > 1
-    kink = width * size / np.sqrt(len(basis))
-    bend, rate = kink.astype(basis.dtype), (0.5 / kink).astype(basis.dtype)
+    kinks = width * size / np.sqrt(layer.rows)
     # The curvature in a_j is of the order of that of the loss plus beta / ||a_j||: a stretch brings all to one size.
     stretch = np.sqrt(0.5 * min(loss.smoothness, 1.0) + beta / size)[:, None]
-
-    block = pooling.patches * max(1, BLOCK // (count * pooling.patches))
 
     def split(x: FloatArray) -> tuple[FloatArray, FloatArray]:
         inner = x[: count * inputs].reshape(count, inputs) / stretch
@@ -55,30 +101,18 @@ def slide(
     def objective(x: FloatArray) -> tuple[float, FloatArray]:
         inner, outer = split(x)
         inner_norm, outer_norm = np.linalg.norm(inner, axis=1), np.linalg.norm(outer, axis=1)
-        value = beta * float(inner_norm @ outer_norm)
-        inner_slope = (beta * outer_norm / np.where(inner_norm > 0, inner_norm, 1.0))[:, None] * inner
-        outer_slope = (beta * inner_norm / np.where(outer_norm > 0, outer_norm, 1.0))[:, None] * outer
-        columns = np.ascontiguousarray(inner.T, dtype=basis.dtype)
-        for first in range(0, len(basis), block):
-            rows = basis[first : first + block]
-            samples = slice(first // pooling.patches, (first + block) // pooling.patches)
-            targets, part = y[samples], on_samples(loss, samples)
-            active = rows @ columns
-            slope = active * rate
-            slope += 0.5
-            np.clip(slope, 0.0, 1.0, out=slope)
-            np.maximum(active, bend * slope * slope, out=active)
-            pooled = pooling.pool(active)
-            predictions = pooled @ outer
-            value += part.value(predictions, targets)
-            error = part.gradient(predictions, targets)
-            slope *= pooling.spread(error @ outer.T)
-            inner_slope += slope.T @ rows
-            if moving:
-                outer_slope += pooled.T @ error
-        if not moving:
-            return value, (inner_slope / stretch).ravel()
-        return value, np.concatenate([(inner_slope / stretch).ravel(), (outer_slope / size[:, None]).ravel()])
+        values = [beta * float(inner_norm @ outer_norm)]
+
+        def respond(samples: slice, predictions: FloatArray) -> FloatArray:
+            part, targets = on_samples(loss, samples), y[samples]
+            values.append(part.value(predictions, targets))
+            return part.gradient(predictions, targets)
+
+        inner_slope, outer_slope = layer.slopes(inner, outer, kinks, respond)
+        inner_slope += (beta * outer_norm / np.where(inner_norm > 0, inner_norm, 1.0))[:, None] * inner
+        outer_slope += (beta * inner_norm / np.where(outer_norm > 0, outer_norm, 1.0))[:, None] * outer
+        slopes = [inner_slope / stretch, outer_slope / size[:, None]] if moving else [inner_slope / stretch]
+        return sum(values), np.concatenate([slope.ravel() for slope in slopes])
 
     def stop(xk: object) -> None:
         if time.perf_counter() > deadline:

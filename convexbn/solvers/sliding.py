@@ -17,7 +17,7 @@ from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.amplitudes import fit_amplitudes
-from convexbn.solvers.descent import slide
+from convexbn.solvers.descent import Layer, LayerOnCPU, slide
 from convexbn.solvers.searching import Finds, Search
 from convexbn.solvers.state import Neurons, State
 from convexbn.threads import few_threads
@@ -68,7 +68,7 @@ class SlidingFrankWolfe:
         bit for bit as without the break. `rounds`, `seconds` and `verbose` may differ
     precision : "float64", or "float32" for descent until the last one. Searches are in float32 anyway, and what they find is priced
         again in float64, as are bounds and certificates
-    device : where searches run: "cpu", by numpy, or "cuda", by PyTorch
+    device : where searches and descent run: "cpu", by numpy, or "cuda", by PyTorch
     verbose : print a line a round
     """
 
@@ -157,8 +157,15 @@ class _Run:
         self.state, self.settings = state, settings
         self.deadline = start + settings.seconds
         self.last = start + PATIENCE * settings.seconds
-        self.basis = state.basis.astype(settings.precision)
+        self.layer = self.layer_of(settings.precision)
         self.search = Search(state.basis, state.pooling, state.beta, settings.starts, settings.seed, settings.device)
+
+    def layer_of(self, precision: str) -> Layer:
+        """The network that descends, in float64 or float32, on the device."""
+        from convexbn.solvers.torch_layer import LayerOnDevice
+
+        basis, pooling, device = self.state.basis.astype(precision), self.state.pooling, self.settings.device
+        return LayerOnCPU(basis, pooling) if device == "cpu" else LayerOnDevice(basis, device, pooling)
 
     @property
     def finished(self) -> bool:
@@ -261,7 +268,7 @@ class _Run:
         if not len(state.neurons.outputs):
             return
         before = state.objective(state.neurons, state.smooth_loss)
-        moved = self.slid(self.basis, state.neurons, 100, self.deadline)
+        moved = self.slid(self.layer, state.neurons, 100, self.deadline)
         if state.objective(moved, state.smooth_loss) > before + state.width * abs(before):
             moved = state.neurons
         allowed = state.objective(moved) * (1.0 + 0.02 * max(1e-6, state.gap))
@@ -271,17 +278,16 @@ class _Run:
                 return state.accept(merged)
         return state.accept(moved)
 
-    def slid(self, basis: FloatArray, neurons: Neurons, steps: int, deadline: float) -> Neurons:
+    def slid(self, layer: Layer, neurons: Neurons, steps: int, deadline: float) -> Neurons:
         """The neurons after descent on kinks of the present width."""
         state = self.state
         end = slide(
-            basis,
+            layer,
             state.y,
             *neurons,
             state.beta,
             state.smooth_loss,
             state.width,
-            pooling=state.pooling,
             steps=steps,
             deadline=deadline,
         )
@@ -297,13 +303,14 @@ class _Run:
                 self.insert(self.price(state.gradient()))
                 if state.lowest > before * (1.0 - SETTLED):
                     break
+        exact = self.layer if self.settings.precision == "float64" else self.layer_of("float64")
         for width in POLISH:
             if not len(state.best.outputs) or width < POLISHED * self.settings.tolerance or time.perf_counter() > self.last:
                 break
             if self.sharp and width > state.gap:  # descent on such kinks undoes what climbs have won
                 continue
             state.width = width
-            state.accept(self.slid(state.basis, state.best, 300, self.last))
+            state.accept(self.slid(exact, state.best, 300, self.last))
             state.multiply()
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from convexbn import whiten
 from convexbn.patches import NO_POOLING
-from convexbn.pricing import random_directions
-from convexbn.solvers.searching import MOST, Search
+from convexbn.pricing import directions_between, random_directions
+from convexbn.solvers.searching import CLOSE, MOST, WIDE, Search
 
 
 def case() -> tuple[np.ndarray, np.ndarray]:
@@ -15,9 +15,15 @@ def case() -> tuple[np.ndarray, np.ndarray]:
 
 
 def counted(search: Search) -> list[int]:
-    """The numbers of starts of its local searches, from now on."""
+    """The numbers of starts of its local searches, from now on, where they aren't the second stage of a search."""
     sizes, local = [], search.local
-    search.local = lambda v, starts, widths: sizes.append(len(starts)) or local(v, starts, widths)
+
+    def look(v, starts, widths):
+        if widths != CLOSE:
+            sizes.append(len(starts))
+        return local(v, starts, widths)
+
+    search.local = look
     return sizes
 
 
@@ -54,3 +60,23 @@ def test_worths_are_the_same_in_parts(monkeypatch):
     whole = search.worths(v, directions)
     monkeypatch.setattr("convexbn.solvers.searching.BLOCK", 500)
     assert search.worths(v, directions) == pytest.approx(whole, rel=1e-12)
+
+
+def test_starts_between_are_half_way_from_a_neuron_to_a_sample():
+    """Turned back about a neuron, each is a row of the basis, but for its length and sign; without neurons it is one already."""
+    basis, _ = case()
+    neurons, rows = random_directions(3, 4, (1,)), basis / np.linalg.norm(basis, axis=1, keepdims=True)
+    between = directions_between(neurons, basis, 40, (2,))
+    mirrored = 2.0 * (between @ neurons.T)[:, :, None] * between[:, None, :] - neurons
+    assert np.abs(mirrored @ rows.T).max(axis=(1, 2)) == pytest.approx(1.0)
+    alone = directions_between(neurons[:0], basis, 40, (2,))
+    assert np.abs(alone @ rows.T).max(axis=1) == pytest.approx(1.0)
+
+
+def test_a_search_in_stages_ends_where_the_best_half_ends():
+    basis, v = case()
+    search, starts = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu"), random_directions(41, 4, (0,))
+    kept = search.in_stages(v, starts)
+    every = search.local(v, search.local(v, starts, WIDE), CLOSE)
+    assert kept.shape == (21, 4)
+    assert np.max(search.worths(v, kept)) == pytest.approx(np.max(search.worths(v, every)), rel=1e-6)

@@ -13,7 +13,7 @@ from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.climbing import climb
 from convexbn.pricing.everywhere import affordable, bound_by_relaxation, price_everywhere
-from convexbn.pricing.local import directions_around, distinct, evolve, local_search, random_directions
+from convexbn.pricing.local import directions_around, directions_between, distinct, evolve, local_search, random_directions
 from convexbn.pricing.nonnegative import RelaxedTraining, bound_by_products
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
@@ -34,6 +34,7 @@ __all__ = [
     "bound_over_outputs",
     "climb",
     "directions_around",
+    "directions_between",
     "distinct",
     "evolve",
     "is_square",

@@ -26,6 +26,17 @@ def directions_around(centres: FloatArray, each: int, distances: tuple[float, ..
     return normalised(centres + lengths * random_directions(len(centres), centres.shape[1], seed))
 
 
+def directions_between(neurons: FloatArray, basis: FloatArray, count: int, seed: tuple[int, ...]) -> FloatArray:
+    """Unit directions (count, r+1) half-way between random unit neurons (m, r+1) and random rows of the basis, of either sign.
+
+    Once most neurons are found, the rest lie between them and samples that they neglect: at n = 2000, r = 50 and a gap of 1e-3
+    searches found twice as many from there as from random directions. Far from the optimum it makes no difference.
+    """
+    generator = np.random.default_rng(seed)
+    rows = normalised(basis[generator.integers(len(basis), size=count)]) * generator.choice([-1.0, 1.0], size=(count, 1))
+    return normalised(rows + neurons[generator.integers(len(neurons), size=count)]) if len(neurons) else normalised(rows)
+
+
 def normalised(rows: FloatArray) -> FloatArray:
     """The rows divided by their norms; rows of zeros stay."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)

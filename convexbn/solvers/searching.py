@@ -8,17 +8,30 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from convexbn.patches import Pooling
-from convexbn.pricing import affordable, climb, directions_around, distinct, evolve, local_search, random_directions
-from convexbn.pricing.local import SHARP, WIDTHS
+from convexbn.pricing import (
+    affordable,
+    climb,
+    directions_around,
+    directions_between,
+    distinct,
+    evolve,
+    local_search,
+    random_directions,
+)
+from convexbn.pricing.local import SHARP
 from convexbn.threads import LARGE
 from convexbn.validation import FloatArray
 
-PER_COLUMN, FEWEST = 4, 128  # random starts; for a large basis fewer
+PER_COLUMN, FEWEST = 4, 64  # random starts; for a large basis fewer
 MOST = 4  # times as many, before it is believed that there is nothing to find
 FINE, NARROW = (0.03, 0.0), 3 * SHARP  # kinks of searches that begin at neurons, and of those for narrow maxima
+# Kinks of the others: of the directions that wide ones end at, the best half go on; h there tells already where it ends high. With
+# more than FEW columns, steps between them have to be smaller, or searches jam.
+WIDE, CLOSE, HALF = (1.0, 0.5, 0.2), (0.1, 0.03, 0.0), 2
+WIDE_FINER, CLOSE_FINER, FEW = (1.0, 0.7, 0.5, 0.3, 0.2), (0.1, 0.05, 0.03, 0.0), 32
 # Climbs are for the last digits: neurons sit on so many facets then that searches end below them, and each has maxima beside it.
 AROUND, DISTANCES = 4, (0.1, 0.2, 0.4, 0.8)  # starts around each neuron, and how far from it
-FEET, APART, PROMISING = 200, 0.9999, 0.98  # at most so many, with smaller cosines, worth more than so much of beta
+FEET, APART, PROMISING = 100, 0.9999, 0.98  # at most so many, with smaller cosines, worth more than so much of beta
 GENERATIONS, CLIMBS = 2, 32  # of a thorough search
 SINGLE: str = "float32"
 BLOCK = 2**24  # numbers in memory at a time
@@ -80,17 +93,34 @@ class Search:
         spent, complete = 0, True
         while complete and spent < MOST * self.starts:
             look_at_clock()
-            starts = random_directions(max(spent, self.starts), self.basis.shape[1], (self.seed, draw, spent))
-            found.append(self.local(rows, starts, WIDTHS if len(found) % 2 else NARROW))
+            starts = self.begin(neurons, max(spent, self.starts), (self.seed, draw, spent))
+            found.append(self.in_stages(rows, starts) if len(found) % 2 else self.local(rows, starts, NARROW))
             spent += len(starts)
             complete = float(np.max(self.worths(rows, found[-1]))) <= enough
         directions = np.concatenate(found)
-        worths = self.worths(rows, directions)
         if sharp:
-            feet = distinct(directions, worths, cosine=APART, most=FEET, threshold=PROMISING * self.beta)
-            directions = climb(self.basis, rows, np.concatenate([neurons, directions[feet]]))
-            worths = self.worths(rows, directions)
-        return Finds(directions, worths, complete)
+            feet = distinct(directions, self.worths(rows, directions), cosine=APART, most=FEET, threshold=PROMISING * self.beta)
+            return self.climbed(v, np.concatenate([neurons, directions[feet]]), directions[:0])._replace(complete=complete)
+        return Finds(directions, self.worths(rows, directions), complete)
+
+    def climbed(self, v: FloatArray, feet: FloatArray, known: FloatArray) -> Finds:
+        """The exact local maxima above these feet, without a search, and directions that are known."""
+        rows = self.pooling.spread(v)
+        tops = np.concatenate([climb(self.basis, rows, feet), known])
+        return Finds(tops, self.worths(rows, tops), False)
+
+    def begin(self, neurons: FloatArray, count: int, seed: tuple[int, ...]) -> FloatArray:
+        """Unit directions, every other one random and the rest between neurons and samples."""
+        starts = random_directions(count, self.basis.shape[1], seed)
+        starts[::2] = directions_between(neurons, self.basis, len(starts[::2]), seed)
+        return starts
+
+    def in_stages(self, rows: FloatArray, starts: FloatArray) -> FloatArray:
+        """The unit directions where searches end, on kinks ever sharper; of those on wide kinks half are given up."""
+        wide, close = (WIDE, CLOSE) if self.basis.shape[1] <= FEW else (WIDE_FINER, CLOSE_FINER)
+        ends = self.local(rows, starts, wide)
+        promising = np.argsort(-self.worths(rows, ends), kind="stable")[: -(-len(ends) // HALF)]
+        return self.local(rows, ends[promising], close)
 
     def thorough(self, v: FloatArray, neurons: FloatArray, draw: int) -> FloatArray:
         """Unit directions that a search on sharp kinks finds, in generations, from many random starts and the neurons, and climbs.
@@ -98,7 +128,7 @@ class Search:
         On few samples maxima are narrow, and this finds most of what the others miss; with many it finds less than they do.
         """
         starts, seed = MOST * self.starts, (self.seed, draw)
-        begin = np.concatenate([random_directions(starts, self.basis.shape[1], seed), neurons]).astype(SINGLE)
+        begin = np.concatenate([self.begin(neurons, starts, seed), neurons]).astype(SINGLE)
         basis, rows = self.basis.astype(SINGLE), self.pooling.spread(v)
         found: FloatArray = evolve(basis, _rough(rows), begin, seed=seed, children=starts, generations=GENERATIONS)[0].astype(np.float64)
         if self.basis.size >= LARGE:  # a climb there is a least squares problem with all samples

@@ -18,7 +18,7 @@ from convexbn.progress import console
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.amplitudes import fit_amplitudes
 from convexbn.solvers.descent import Layer, LayerOnCPU, slide
-from convexbn.solvers.searching import Finds, Search
+from convexbn.solvers.searching import SINGLE, Finds, Search
 from convexbn.solvers.state import Neurons, State
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
@@ -27,6 +27,7 @@ from convexbn.validation import FloatArray, InputError, check_count, check_posit
 # size, from FIRST_WIDTH down to LAST_WIDTH: descent on sharper kinks than the gap asks for jams on the first kink it meets.
 FIRST_WIDTH, WIDTH_PER_GAP, LAST_WIDTH = 0.3, 5.0, 1e-4
 STALLED, SHRINK = 0.9, 0.5  # a round that leaves so much of the gap shrinks the width by so much
+ROUGH = 1e-3  # gap above which descent is in single precision: its rounding is far below the gap, and it takes half the time
 PRICINGS = 3  # rounds of pricing and amplitudes before each slide, which costs as much as all of them
 NEW, COSINE = 64, 0.99  # new neurons at most, and the cosine from which two of them count as one
 ACCURACY = 0.1  # of the amplitudes, of the gap
@@ -34,10 +35,11 @@ POOL = 500  # directions that are remembered, and priced again without a search
 CORRECTIONS = 3  # amplitude solves before the next search, the later ones with neurons out of the pool
 # Below the gap SHARP neurons sit on so many facets of their cells that descent jams: searches then climb to exact maxima, and all
 # that nearly matter come in at once. With more COLUMNS neurons have many dimensions left on their facets, and descent is better.
-SHARP, COLUMNS = 0.005, 32
+SHARP, COLUMNS = 0.02, 32
 FACETS = 1.0 - 1e-9  # cosine from which two maxima are one
 # The last digits: climbs as long as they gain something, then descent on ever sharper kinks, down to a part of the tolerance.
 POLISH, POLISHED, SETTLED = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 1e-3, 1e-7
+DONE = 0.1  # of the tolerance: below that there are no digits left that anybody asked for
 PATIENCE = 1.1  # times the seconds, polish included
 
 
@@ -49,8 +51,8 @@ class SlidingFrankWolfe:
 
     with p the pooling of patches, the identity without them. Rounds of (a) pricing: many local searches for neurons with h(s) =
     ||V^T p (U's)_+|| > beta, V = -grad L; (b) amplitudes: with the directions fixed, a convex group lasso for W; (c) sliding:
-    descent on S and W together, then merging and pruning. With one output and up to 32 columns, below a gap of half
-    a percent, climbs to exact local maxima of h take the place of (c). The gap is estimated, as the searches may miss the maximum
+    descent on S and W together, then merging and pruning. With one output and up to 32 columns, below a gap of two
+    percent, climbs to exact local maxima of h take the place of (c). The gap is estimated, as the searches may miss the maximum
     of h: `certify` proves what can be proved.
 
     Source: Denoyelle, Duval, Peyre and Soubies 2019 (sliding Frank-Wolfe), Bach 2017 (conditional gradient for networks).
@@ -60,8 +62,8 @@ class SlidingFrankWolfe:
     tolerance : of the estimated relative gap
     rounds : at most so many
     seconds : and at most for so long, a tenth more with the last descent; something is always found first
-    starts : random starts of each pricing, up to 4 times as many where they find nothing; None: four a column, at least 128, and
-        fewer on a large basis. The present neurons start too
+    starts : of each pricing, every other one random and the rest between neurons and samples, up to 4 times as many where they find
+        nothing; None: four a column, at least 64, and fewer on a large basis. The present neurons start too
     seed : of the starts
     warm_start : directions (m, r+1) and outputs (m, C) to begin with, as `convexbn.neurons_of` reads them from a network
     checkpoint : a file to which the state is written after each round; a run that finds its own there goes on from it, and ends
@@ -157,7 +159,7 @@ class _Run:
         self.state, self.settings = state, settings
         self.deadline = start + settings.seconds
         self.last = start + PATIENCE * settings.seconds
-        self.layer = self.layer_of(settings.precision)
+        self.layer, self.rough = self.layer_of(settings.precision), self.layer_of(SINGLE)
         self.search = Search(state.basis, state.pooling, state.beta, settings.starts, settings.seed, settings.device)
 
     def layer_of(self, precision: str) -> Layer:
@@ -268,7 +270,7 @@ class _Run:
         if not len(state.neurons.outputs):
             return
         before = state.objective(state.neurons, state.smooth_loss)
-        moved = self.slid(self.layer, state.neurons, 100, self.deadline)
+        moved = self.slid(self.rough if state.gap > ROUGH else self.layer, state.neurons, 100, self.deadline)
         if state.objective(moved, state.smooth_loss) > before + state.width * abs(before):
             moved = state.neurons
         allowed = state.objective(moved) * (1.0 + 0.02 * max(1e-6, state.gap))
@@ -296,11 +298,13 @@ class _Run:
     def polish(self) -> None:
         """The last digits, which rounds don't pay for: climbs while they gain, then descent with ever sharper kinks."""
         state = self.state
+        if state.gap <= DONE * self.settings.tolerance:
+            return
         state.neurons, self.deadline = state.best, self.last
         with suppress(_TimeIsUpError):
             while self.sharp:
                 before = state.lowest
-                self.insert(self.price(state.gradient()))
+                self.insert(self.search.climbed(state.gradient(), state.neurons.directions, state.pool))
                 if state.lowest > before * (1.0 - SETTLED):
                     break
         exact = self.layer if self.settings.precision == "float64" else self.layer_of("float64")

@@ -11,7 +11,7 @@ import numpy as np
 from convexbn.pricing.cells import IntArray
 from convexbn.validation import FloatArray
 
-BATCH = 256  # boxes split at once: the images of both halves are a matrix of 2 BATCH x n, best in the cache
+BATCH = 512  # boxes split at once: the images of both halves are a matrix of 2 BATCH x n, best in the cache
 ROUND = 65_536  # the most that are taken out of the others at once, which copies these
 FRONTIER = 1_000_000  # open boxes in memory; beyond that the newest are split first, which needs no more
 BISECTIONS, NEAR = 12, 0.99  # from so much of the goal up: what is below it is done anyway

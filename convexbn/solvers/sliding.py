@@ -68,8 +68,8 @@ class SlidingFrankWolfe:
     warm_start : directions (m, r+1) and outputs (m, C) to begin with, as `convexbn.neurons_of` reads them from a network
     checkpoint : a file to which the state is written after each round; a run that finds its own there goes on from it, and ends
         bit for bit as without the break. `rounds`, `seconds` and `verbose` may differ
-    precision : "float64", or "float32" for descent until the last one. Searches are in float32 anyway, and what they find is priced
-        again in float64, as are bounds and certificates
+    precision : "float64", or "float32" for all descent until the last one, which is in float32 anyway while the gap is above 1e-3. So are
+        searches; what they find is priced again in float64, as are bounds and certificates
     device : where searches and descent run: "cpu", by numpy, or "cuda", by PyTorch
     verbose : print a line a round
     """
@@ -225,11 +225,15 @@ class _Run:
     def confirm(self) -> None:
         """Search again at the best dual point, among all that is known too, before its bound is believed."""
         state = self.state
-        state.bound = -np.inf
+        claimed, state.bound = state.bound, -np.inf
         known = [state.pool, state.best.directions]
-        if not self.sharp:
-            known.append(self.search.thorough(state.dual, state.best.directions, state.draws))
-        finds = self.price(state.dual, np.concatenate(known))
+        try:
+            if not self.sharp:
+                known.append(self.search.thorough(state.dual, state.best.directions, state.draws))
+            finds = self.price(state.dual, np.concatenate(known))
+        except (KeyboardInterrupt, _TimeIsUpError):
+            state.bound = claimed  # an estimate like those of the rounds before
+            raise
         if state.gap > self.settings.tolerance:
             self.insert(finds)
 
@@ -316,6 +320,10 @@ class _Run:
             state.width = width
             state.accept(self.slid(exact, state.best, 300, self.last))
             state.multiply()
+        if state.lowest < state.bound:  # no bound then: a search had missed the hardest neuron
+            state.neurons, state.bound = state.best, -np.inf
+            with suppress(_TimeIsUpError):
+                self.price(state.gradient())
 
 
 def _print(number: int, entry: Round) -> None:

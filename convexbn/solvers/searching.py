@@ -23,6 +23,7 @@ from convexbn.threads import LARGE
 from convexbn.validation import FloatArray
 
 PER_COLUMN, FEWEST = 4, 64  # random starts; for a large basis fewer
+MANY = 20  # samples a column: with fewer, maxima are narrow, and random starts find more of them than those near neurons and samples
 MOST = 4  # times as many, before it is believed that there is nothing to find
 FINE, NARROW = (0.03, 0.0), 3 * SHARP  # kinks of searches that begin at neurons, and of those for narrow maxima
 # Kinks of the others: of the directions that wide ones end at, the best half go on; h there tells already where it ends high. With
@@ -110,9 +111,10 @@ class Search:
         return Finds(tops, self.worths(rows, tops), False)
 
     def begin(self, neurons: FloatArray, count: int, seed: tuple[int, ...]) -> FloatArray:
-        """Unit directions, every other one random and the rest between neurons and samples."""
+        """Unit directions, random, and with many samples a column every other one between neurons and samples instead."""
         starts = random_directions(count, self.basis.shape[1], seed)
-        starts[::2] = directions_between(neurons, self.basis, len(starts[::2]), seed)
+        if len(self.basis) >= MANY * self.basis.shape[1]:
+            starts[::2] = directions_between(neurons, self.basis, len(starts[::2]), seed)
         return starts
 
     def in_stages(self, rows: FloatArray, starts: FloatArray) -> FloatArray:

@@ -62,8 +62,8 @@ class SlidingFrankWolfe:
     tolerance : of the estimated relative gap
     rounds : at most so many
     seconds : and at most for so long, a tenth more with the last descent; something is always found first
-    starts : of each pricing, every other one random and the rest between neurons and samples, up to 4 times as many where they find
-        nothing; None: four a column, at least 64, and fewer on a large basis. The present neurons start too
+    starts : of each pricing, random ones, with 20 samples a column or more every other one between neurons and samples instead; up to 4
+        times as many where they find nothing; None: four a column, at least 64, and fewer on a large basis. The present neurons start too
     seed : of the starts
     warm_start : directions (m, r+1) and outputs (m, C) to begin with, as `convexbn.neurons_of` reads them from a network
     checkpoint : a file to which the state is written after each round; a run that finds its own there goes on from it, and ends

@@ -35,14 +35,16 @@ def whole_images(gates: int) -> list[Row]:
     choices = grid(loss=("squared", "softmax"), rank=(100, 150), fraction=(0.03, 0.06)) + grid(
         loss=("softmax",), rank=(150, 200), fraction=(0.1,)
     )
+    choices += grid(loss=("softmax",), rank=(200,), fraction=(0.06,))
     plain = {**SGD, "width": 1000, "loss": "squared"}
     descent = (
         grid(width=(1000,), rate=(0.03, 0.1, 0.3), decay=(1e-4, 1e-3))
         + grid(width=(1000, 2000, 500), rate=(0.03, 0.1), decay=(3e-3,))
         + grid(width=(2000, 500), rate=(0.03, 0.1), decay=(1e-3,))
+        + grid(width=(2000,), rate=(0.1,), decay=(1e-3,), epochs=(24, 36))
     )
     program = {**GATED, "directions": 1000}
-    short = {**program, "gates": 400, "iterations": 20}
+    short = {**program, "gates": 1000, "iterations": 20}
     untruncated = {**GATED, "gates": 20, "loss": "softmax", "iterations": 20, "rank": None}
     return [
         Row(WHOLE, "SGD, cross-entropy", by_sgd, descent, SGD, seeds=3),

@@ -121,6 +121,8 @@ def certify(
     seconds : for the proof over all arrangements, unlisted, as long as its relative gap is above 1e-3; 0 leaves it to the relaxation,
         which has a second for each candidate of V anyway. The proof is valid whenever it ends, and ends in time, give or take
         that and one step of what runs; the local search that it begins with is not cut short
+    device : where proofs for many samples and one output multiply by U': "cpu", by numpy, or "cuda", by PyTorch; bounds are evaluated
+        in float64 on the CPU
 
     Raises
     ------

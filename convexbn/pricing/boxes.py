@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexbn.pricing.cells import IntArray
+from convexbn.pricing.cells import IntArray, trivial_bound
 from convexbn.validation import FloatArray
 
 BATCH = 512  # boxes split at once: the images of both halves are a matrix of 2 BATCH x n, best in the cache
@@ -84,7 +84,7 @@ def bound_by_boxes(basis: FloatArray, v: FloatArray, lower: float, *, tolerance:
     done = 0.0
     identity = np.eye(width)
     faces = np.concatenate([identity, -identity])
-    trivial = np.full(len(faces), float(np.linalg.norm(np.maximum(v, 0.0))) * (1.0 + 1e-12))
+    trivial = np.full(len(faces), trivial_bound(v))
     open_boxes = Boxes(faces, 1.0 - np.abs(faces), trivial, np.argmin(np.abs(faces), axis=1))
     while len(open_boxes) and time.perf_counter() < deadline:
         count = min(len(open_boxes), max(BATCH, min(len(open_boxes) // 2, ROUND)))

@@ -35,6 +35,11 @@ class Price:
     outputs: FloatArray
 
 
+def trivial_bound(v: FloatArray) -> float:
+    """||(v)_+|| and a breath for rounding: v^T (U's)_+ is never more for a unit s, as U' has orthonormal columns."""
+    return float(np.linalg.norm(np.maximum(v, 0.0))) * (1.0 + 1e-12)
+
+
 def price_arrangements(basis: FloatArray, v: FloatArray, active: BoolArray, *, complete: bool = True) -> Price:
     """Bound |v^T D_i U's| over ||s|| <= 1 in the cones (2 D_i - I) U's >= 0 of the given arrangements.
 

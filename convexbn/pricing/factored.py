@@ -11,6 +11,7 @@ import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Pooling
+from convexbn.pricing.cells import trivial_bound
 from convexbn.pricing.moments import SIGNS, unit_neurons
 from convexbn.pricing.nonnegative import mass_near
 from convexbn.pricing.products import Products
@@ -197,7 +198,7 @@ class FactoredTraining:
         a = np.log(np.maximum(neuron.root / max(neuron.length**2, 1e-300), 1e-300))
         x = np.concatenate([a, neuron.share, neuron.mean / neuron.straight, [0.0]])
         x = self.relaxation.shifted(v, np.clip(x, limits.lb, limits.ub))
-        best = min(self.relaxation.value(v, x), float(np.linalg.norm(np.maximum(v, 0.0))) * (1.0 + 1e-12))
+        best = min(self.relaxation.value(v, x), trivial_bound(v))
         for temperature in temperatures:
             if time.perf_counter() < deadline:
                 x = self.relaxation.descend(v, x, temperature, self.beta, STEPS_OF_LARGE, deadline)

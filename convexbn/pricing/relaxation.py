@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from convexbn.pricing.cells import trivial_bound
 from convexbn.threads import LARGE
 from convexbn.validation import BoolArray, FloatArray
 
@@ -142,7 +143,7 @@ class Relaxation:
             slow = self.basis.size >= LARGE and before - best < WORTHWHILE * best
             if slow or best <= max(enough, scale * (1.0 + 1e-5)):
                 break
-        return max(0.0, min(best, float(np.linalg.norm(np.maximum(v, 0.0))) * (1.0 + 1e-12)))
+        return max(0.0, min(best, trivial_bound(v)))
 
     def descend(self, v: FloatArray, x: FloatArray, temperature: float, scale: float, steps: int, deadline: float = np.inf) -> FloatArray:
         """Better multipliers by L-BFGS on the bound smoothed at `temperature` times `scale`, a number of the size of the bound."""

@@ -139,7 +139,11 @@ def test_a_link_in_an_archive_is_no_batch(tmp_path, monkeypatch):
         read_cifar10(archive)
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", gzip.compress(b"no tar" * 999), gzip.compress(bytes(2048))[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive", gzip.compress(b"no tar" * 999), gzip.compress(bytes(2048))[:-9]],
+    ids=["empty", "text", "no tar within", "truncated"],  # gzip writes the time, and workers that collect must agree on names
+)
 def test_an_archive_that_is_none_is_refused(tmp_path, monkeypatch, content):
     archive = tmp_path / "archive"
     archive.write_bytes(content)

@@ -1,8 +1,13 @@
-"""Fixtures that several files share."""
+"""What all tests share."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, and no clock: a busy machine fails no test.
+settings.register_profile("steady", max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 @pytest.fixture

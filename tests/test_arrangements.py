@@ -6,7 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from problems import degenerate_data, grid, lattices
 from scipy.optimize import linprog
 
@@ -155,7 +155,6 @@ def test_random_data_against_every_sign_vector(n: int, d: int, seed: int):
     assert patterns(arrangements_of(X)) == separable_patterns(X)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
 @given(X=lattices(6, 4))
 def test_integer_data_against_every_sign_vector(X: np.ndarray):
     assert patterns(arrangements_of(X)) == separable_patterns(X)

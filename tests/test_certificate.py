@@ -130,7 +130,6 @@ def test_wrong_solution_is_refused_at_a_kink_whatever_the_dual(seed: int) -> Non
 
 @pytest.mark.parametrize("loss", LOSSES, ids=by_name)
 @pytest.mark.parametrize("arrangements", ["all", 5])
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 1e-3, 1.0, 1e3]), st.sampled_from((None, *KINDS_OF_DUAL)))
 def test_bound_never_exceeds_the_objective_or_the_optimum(
     loss: Loss, arrangements: str | int, seed: int, size: float, kind: str | None
@@ -220,7 +219,7 @@ def test_network_from_outside_of_a_sample_is_not_contradicted(loss: Loss) -> Non
     assert certificate.bound <= certificate.objective == pytest.approx(best.certificate.objective, rel=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lattices(6, 2), st.sampled_from(LOSSES), st.integers(0, 100))
 def test_gap_closes_on_lattices_with_duplicates_and_ties(X: np.ndarray, loss: Loss, seed: int) -> None:
     y = targets_for(loss, len(X), seed)
@@ -231,7 +230,7 @@ def test_gap_closes_on_lattices_with_duplicates_and_ties(X: np.ndarray, loss: Lo
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=by_name)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.floats(-3.0, 3.0))
 def test_affine_maps_of_the_features_change_nothing(loss: Loss, seed: int, shift: float) -> None:
     X, y, fit = solved(loss)

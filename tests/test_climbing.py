@@ -48,7 +48,7 @@ def test_the_best_end_is_the_exact_price_of_a_plane(outputs):
     assert worths(basis, v, ends).max() == pytest.approx(highest, rel=1e-6)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(2, 12), st.integers(1, 3), st.integers(1, 3), st.integers(0, 10**6))
 def test_a_climb_never_ends_lower(n, d, outputs, seed):
     """On integer data: duplicates, ties and columns in one plane."""

@@ -154,7 +154,7 @@ def test_beta_max_of_one_feature_by_hand() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=by_name)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 10**6), st.sampled_from([1e-4, 1.0, 1e4]), st.sampled_from([0.0, -7.0, 1e3]))
 def test_affine_maps_of_the_features_change_nothing(loss: Loss, seed: int, stretch: float, shift: float) -> None:
     X, y, fit = solved(loss)

@@ -53,7 +53,7 @@ def test_the_epoch_average_is_the_gradient_of_the_full_batch_network(make, name)
     assert relative_error(epoch_average(full, batches), gradient) < 1e-12
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from(list(SHAPES)), st.lists(st.integers(0, 4), min_size=SAMPLES, max_size=SAMPLES))
 def test_the_exact_gradient_and_the_epoch_average_ask_for_no_kind_of_batches(seed, make, places):
     model, X, y = problem(make, seed)

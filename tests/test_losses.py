@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import CLASSIFICATION, LOSSES, targets_for
 from scipy.optimize import approx_fprime, minimize_scalar
@@ -24,7 +24,6 @@ numbers = st.floats(-20.0, 20.0)
 targets = st.sampled_from([-1.0, 1.0])
 steps = st.floats(1e-3, 1e3)
 each_loss = pytest.mark.parametrize("loss", ALL_LOSSES, ids=str)
-steady = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 def one(number: float) -> np.ndarray:
@@ -45,7 +44,6 @@ def some_points(loss: Loss) -> tuple[np.ndarray, np.ndarray]:
 
 
 @each_loss
-@steady
 @given(f=numbers, y=targets)
 def test_gradient_reaches_fenchel_young_equality(loss: Loss, f: float, y: float):
     slope = float(loss.gradient(one(f), one(y))[0])
@@ -54,14 +52,12 @@ def test_gradient_reaches_fenchel_young_equality(loss: Loss, f: float, y: float)
 
 
 @each_loss
-@steady
 @given(f=numbers, v=numbers, y=targets)
 def test_fenchel_young_inequality(loss: Loss, f: float, v: float, y: float):
     assert fenchel_gap(loss, f, inside(loss, v, y), y) >= -1e-10
 
 
 @each_loss
-@steady
 @given(v=st.floats(-0.99, 0.99), y=targets)
 def test_conjugate_is_the_numerical_supremum(loss: Loss, v: float, y: float):
     slope = inside(loss, v, y)
@@ -73,7 +69,6 @@ def test_conjugate_is_the_numerical_supremum(loss: Loss, v: float, y: float):
 
 
 @each_loss
-@steady
 @given(v=st.floats(-0.99, 0.99), y=targets)
 def test_gradient_of_the_conjugate_attains_the_supremum(loss: Loss, v: float, y: float):
     slope = inside(loss, v, y)
@@ -120,7 +115,6 @@ def test_gradient_against_finite_differences(loss: Loss):
 
 
 @each_loss
-@steady
 @given(z=numbers, y=targets, step=steps)
 def test_prox_meets_its_optimality_condition(loss: Loss, z: float, y: float, step: float):
     near = float(loss.prox(one(z), one(y), step)[0])
@@ -130,7 +124,6 @@ def test_prox_meets_its_optimality_condition(loss: Loss, z: float, y: float, ste
 
 
 @each_loss
-@steady
 @given(z=numbers, y=targets, step=steps)
 def test_prox_against_scalar_minimisation(loss: Loss, z: float, y: float, step: float):
     near = float(loss.prox(one(z), one(y), step)[0])
@@ -172,7 +165,6 @@ def test_unit_of_zero_targets_is_one(loss: Loss):
 
 
 @each_loss
-@steady
 @given(v=numbers, y=targets)
 def test_projection_is_the_nearest_point_of_the_domain(loss: Loss, v: float, y: float):
     near = inside(loss, v, y)
@@ -188,7 +180,6 @@ def test_domain_of_the_conjugate_holds_zero(loss: Loss):
 
 
 @pytest.mark.parametrize("loss", [Squared(), Huber(0.7), Logistic(), *SMOOTHED], ids=str)
-@steady
 @given(f=numbers, other=numbers, y=targets)
 def test_gradient_is_lipschitz_with_the_smoothness(loss: Loss, f: float, other: float, y: float):
     change = np.abs(loss.gradient(one(f), one(y)) - loss.gradient(one(other), one(y)))[0]
@@ -202,7 +193,6 @@ def test_no_smaller_smoothness_would_do(loss: Loss, steepest: float):
 
 
 @pytest.mark.parametrize("smoothed", SMOOTHED, ids=str)
-@steady
 @given(f=numbers, y=targets)
 def test_smoothing_lies_below_the_loss_by_at_most_its_width(smoothed: Smoothed, f: float, y: float):
     loss, there = smoothed.loss, one(f + smoothed.shift)

@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import degenerate_problems, lattices, program_of
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,7 +67,6 @@ def test_it_is_the_matrix_of_the_conic_form(problem):
     assert operator.adjoint(residual)[..., 0].numpy() == pytest.approx(program.adjoint(residual[:, 0].numpy())[0], abs=1e-12)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
 @given(X=lattices(7, 4), outputs=st.integers(1, 3), count=st.integers(1, 20))
 def test_adjoint_identity(X: np.ndarray, outputs: int, count: int):
     basis = whiten(X).basis

@@ -117,7 +117,7 @@ def test_penalty_of_a_recovered_network_is_the_sum_of_products_of_norms() -> Non
     assert recover(whitening, directions, values).penalty() == pytest.approx(expected, rel=1e-13)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 1e-6, 1.0, 1e6]), st.sampled_from([0.0, 1e-6, 1.0, 1e6]))
 def test_balancing_keeps_the_outputs_and_never_raises_the_penalty(seed: int, inner: float, outer: float) -> None:
     X = random_data(0)
@@ -168,7 +168,7 @@ def test_merging_adds_the_outputs_of_equal_directions() -> None:
     np.testing.assert_allclose(merged_values, (values * np.array([[1.5], [1.5], [1.0], [1.0], [1.0]]))[order], rtol=1e-14)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 3), min_size=1, max_size=9), st.sampled_from([0.0, 1e-3, 0.5]), st.integers(1, 2))
 def test_merging_never_raises_the_penalty(seed: int, choice: list[int], angle: float, outputs: int) -> None:
     X = random_data(0)

@@ -71,7 +71,7 @@ def test_one_output_against_exact_enumeration(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", degenerate_data())
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5)
 @given(st.integers(0, 10**6))
 def test_degenerate_data(name: str, seed: int) -> None:
     basis = whiten(degenerate_data()[name]).basis
@@ -81,7 +81,7 @@ def test_degenerate_data(name: str, seed: int) -> None:
     assert bound_by_products(basis, v, multipliers) >= listed_price(basis, v).lower
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(lattices(7, 2), st.integers(0, 10**6))
 def test_lattices(X: np.ndarray, seed: int) -> None:
     basis = whiten(X).basis

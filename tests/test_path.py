@@ -136,7 +136,7 @@ def test_between_the_points_the_optimum_is_bracketed(path):
             path.interval([outside])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=7))
 def test_the_concave_hull_is_the_highest_chord(heights):
     x, y = np.sqrt(1.0 + np.arange(len(heights))), np.array(heights, dtype=float)

@@ -62,7 +62,7 @@ def test_moments_of_a_direction(width: int, half: int) -> None:
     assert np.allclose(moments.powers(row[None])[0] @ values, powers, atol=1e-12)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(st.lists(st.integers(-20, 20), min_size=5, max_size=5))
 def test_the_least_value_of_a_polynomial_is_bounded_and_near(coefficients: list[int]) -> None:
     """In rational arithmetic at many points, also where it touches 0 twice."""
@@ -89,7 +89,7 @@ def test_degenerate_data(name: str) -> None:
     assert max(some_bound(basis, sign * v, 1) for sign in (1.0, -1.0)) >= listed_price(basis, v).lower
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 @given(lattices(7, 2), st.integers(0, 10**6))
 def test_lattices(X: np.ndarray, seed: int) -> None:
     basis = whiten(X).basis

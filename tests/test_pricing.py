@@ -126,7 +126,7 @@ def test_closed_form_of_square_bases_against_the_cells(n: int, seed: int):
 
 
 @pytest.mark.parametrize("samples", [2, 3, 4, 6])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6))
 @example(11452)  # SciPy's nnls is wrong on one of its cones with 6 samples
 def test_closed_form_pricing_agrees_with_all_arrangements_at_rank_n_minus_1(samples: int, seed: int) -> None:
@@ -182,7 +182,6 @@ def test_near_ties_are_priced_like_ties(noise: float, seed: int):
     assert found.upper == pytest.approx(price(tied, v).upper, rel=1e-4 + 50.0 * noise)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
 @given(X=lattices(6, 3), seed=st.integers(0, 9), factor=st.sampled_from([1e-12, 1e-6, 1e-2, 3.0, 1e9]))
 def test_price_is_homogeneous_and_even(X: np.ndarray, seed: int, factor: float):
     v = random_dual(X, seed)
@@ -192,7 +191,7 @@ def test_price_is_homogeneous_and_even(X: np.ndarray, seed: int, factor: float):
     assert mirrored.lower == pytest.approx(plain.lower, rel=1e-7)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data(), X=lattices(6, 3))
 def test_prices_of_integer_duals_are_sound(data: st.DataObject, X: np.ndarray):
     basis = whiten(X).basis

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import LOSSES, Problem, degenerate_problems, lattices, program_of, random_problem, targets_for
 
@@ -56,7 +56,6 @@ def test_forward_and_adjoint_are_the_dense_matrix(problem: Problem):
     assert program.adjoint(v).ravel() == pytest.approx(dense.T @ v, abs=1e-12)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
 @given(X=lattices(6, 3), seed=st.integers(0, 99))
 def test_adjoint_identity(X: np.ndarray, seed: int):
     basis = whiten(X).basis

@@ -44,7 +44,7 @@ def test_projections_on_all_cones_of_degenerate_data(name: str):
     assert lengths == pytest.approx(np.linalg.norm(projections, axis=1), abs=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(X=lattices(6, 2), seed=st.integers(0, 99))
 def test_projections_on_cones_of_lattices(X: np.ndarray, seed: int):
     basis = whiten(X).basis

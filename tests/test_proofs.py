@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import LOSSES, Problem, best_of_lbfgs, objective_of, random_network, several_targets, spoilt, zero_network
 
@@ -152,7 +152,7 @@ def test_softmax_of_two_classes_is_logistic_at_another_beta() -> None:
 
 
 @each_loss
-@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 1e3]), st.sampled_from([1e-6, 0.4, 0.999]))
 def test_bounds_of_random_networks_hold(loss: Loss, seed: int, size: float, fraction: float) -> None:
     problem = problem_of(loss)

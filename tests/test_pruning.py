@@ -142,7 +142,7 @@ def test_a_network_that_is_not_optimal_ends_between_the_linear_program_and_itsel
     np.testing.assert_allclose(again.x, np.linalg.norm(pruned[1], axis=1), atol=1e-7)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(lattices(7, 3), st.integers(1, 3), st.integers(0, 10**6))
 def test_degenerate_data(X: np.ndarray, outputs: int, seed: int) -> None:
     whitening = whiten(X)

@@ -26,7 +26,6 @@ from convexbn.pricing.relaxation import Region
 from convexbn.whitening import whiten
 
 BOTH = np.array([[1.0], [-1.0]])
-steady = settings(deadline=None, derandomize=True, max_examples=60)
 seeds = st.integers(0, 10**6)
 
 
@@ -101,7 +100,7 @@ def test_both_bounds_hold_on_degenerate_data(name: str) -> None:
     assert max(bound_by_boxes(basis, side, exact.lower, tolerance=0.1, seconds=1.0) for side in (v, -v)) >= exact.lower
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(lattices(7, 2), seeds)
 def test_bounds_hold_on_lattices(X: np.ndarray, seed: int) -> None:
     basis = whiten(X).basis
@@ -142,7 +141,6 @@ def test_gradients_of_the_smoothed_bound(seed: int, whole: bool) -> None:
         assert (above - below) / 2e-6 == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
 
-@steady
 @given(seeds)
 def test_the_smoothed_bound_is_above_by_the_temperature_at_most(seed: int) -> None:
     for relaxation, v, x in cases_in_regions(seed):
@@ -154,7 +152,6 @@ def test_the_smoothed_bound_is_above_by_the_temperature_at_most(seed: int) -> No
             assert np.min(np.linalg.eigvalsh(found.density)) >= -1e-12
 
 
-@steady
 @given(seeds)
 def test_reach_is_above_every_point_of_the_region(seed: int) -> None:
     basis = random_case(seed)[0]
@@ -193,7 +190,6 @@ def test_the_whole_sphere_reaches_the_length_of_a_row() -> None:
     assert Region.whole(2).reach(rows) == pytest.approx([5.0, 0.0, 1.0], rel=1e-11)
 
 
-@steady
 @given(seeds)
 def test_parts_of_a_region_cover_it(seed: int) -> None:
     basis = random_case(seed)[0]
@@ -205,7 +201,6 @@ def test_parts_of_a_region_cover_it(seed: int) -> None:
     assert one.normals.shape == (len(region.normals) + 1, basis.shape[1])
 
 
-@steady
 @given(seeds, st.sampled_from(["random", "one sign", "integers", "huge"]))
 def test_any_multipliers_bound_every_point_of_the_region(seed: int, kind: str) -> None:
     basis, v = random_case(seed)

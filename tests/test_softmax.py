@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import several_targets
 from scipy.optimize import approx_fprime, minimize
@@ -13,7 +13,6 @@ from convexbn.losses import Logistic, Softmax
 from convexbn.smoothing import Smoothed
 from convexbn.validation import InputError
 
-steady = settings(deadline=None, derandomize=True, max_examples=60)
 classes = st.integers(2, 6)
 seeds = st.integers(0, 10**6)
 sizes = st.sampled_from([1e-3, 1.0, 20.0])
@@ -34,7 +33,6 @@ def entropy(p: np.ndarray) -> float:
     return -float(np.sum(positive * np.log(positive)))
 
 
-@steady
 @given(classes, seeds, sizes)
 def test_softmax_reaches_fenchel_young_equality_at_its_gradient(classes: int, seed: int, size: float):
     f, _, y = class_problem(classes, seed, size)
@@ -43,7 +41,6 @@ def test_softmax_reaches_fenchel_young_equality_at_its_gradient(classes: int, se
     assert gap == pytest.approx(0.0, abs=1e-12 * (1.0 + size**2))
 
 
-@steady
 @given(classes, seeds, sizes)
 def test_softmax_keeps_fenchel_youngs_inequality(classes: int, seed: int, size: float):
     f, v, y = class_problem(classes, seed, size)
@@ -51,7 +48,6 @@ def test_softmax_keeps_fenchel_youngs_inequality(classes: int, seed: int, size: 
     assert Softmax().value(f, y) + Softmax().conjugate(inside, y) - np.sum(f * inside) >= -1e-12 * (1.0 + size)
 
 
-@steady
 @given(classes, seeds)
 def test_softmax_conjugate_is_the_supremum(classes: int, seed: int):
     """BFGS on <v, f> - L(f), from 0, in the interior of the domain; and minus the entropy of v + y."""
@@ -96,7 +92,6 @@ def test_softmax_of_enormous_predictions_stays_finite():
     assert Softmax().gradient(f, y).tolist() == [[0.0, 0.0], [1.0, -1.0]]
 
 
-@steady
 @given(seeds, sizes)
 def test_softmax_of_two_classes_is_logistic(seed: int, size: float):
     """With f = (z, -z) / 2 the two losses are one, with their gradients, conjugates and proxes."""
@@ -113,7 +108,6 @@ def test_softmax_of_two_classes_is_logistic(seed: int, size: float):
     assert near.sum(axis=1) == pytest.approx(np.zeros(6), abs=1e-12 * (1.0 + size))
 
 
-@steady
 @given(classes, seeds, sizes, st.floats(-1e3, 1e3))
 def test_softmax_knows_no_common_shift(classes: int, seed: int, size: float, shift: float):
     f, _, y = class_problem(classes, seed, size)
@@ -133,7 +127,6 @@ def test_softmax_gradient_against_finite_differences(classes: int):
     assert (above - below) / 2e-6 == pytest.approx(np.sum(Softmax().conjugate_gradient(inside, y) * tangent), rel=1e-6)
 
 
-@steady
 @given(classes, seeds, sizes, st.sampled_from([1e-6, 1e-2, 1.0, 30.0, 1e4, 1e8]))
 def test_softmax_prox_meets_its_optimality_condition(classes: int, seed: int, size: float, step: float):
     z, _, y = class_problem(classes, seed, size)
@@ -153,7 +146,6 @@ def test_softmax_prox_against_descent(step: float):
     assert cost(near.ravel()) <= minimize(cost, z.ravel(), options={"maxiter": 500, "gtol": 1e-5}).fun + 1e-12
 
 
-@steady
 @given(classes, seeds, sizes)
 def test_softmax_projection_is_the_nearest_point_of_the_simplex(classes: int, seed: int, size: float):
     """Against all supports: on the right one p is shifted to the sum 1, and the nearest feasible of these points is the projection."""
@@ -182,7 +174,6 @@ def test_softmax_projection_from_afar_is_in_the_simplex(far: float, classes: int
         assert Softmax().project(far * np.eye(classes)[::-1], y) + y == pytest.approx(np.eye(classes)[::-1])
 
 
-@steady
 @given(classes, seeds, sizes)
 def test_softmax_gradient_is_lipschitz_with_its_smoothness(classes: int, seed: int, size: float):
     f, other, y = class_problem(classes, seed, size)

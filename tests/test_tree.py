@@ -66,7 +66,7 @@ def test_the_tree_is_right_on_degenerate_data(X: np.ndarray, kind: str) -> None:
     assert exact.lower <= by_tree(basis, v, price) <= exact.upper * (1.0 + TOLERANCE) * (1.0 + 1e-9)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(lattices(7, 2), st.integers(0, 10**6))
 def test_the_tree_is_right_on_lattices(X: np.ndarray, seed: int) -> None:
     """Also where V is nothing but duplicates that cancel, and h(V) = 0."""

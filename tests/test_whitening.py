@@ -21,7 +21,6 @@ RANKS = {
     "large mean": 2,
 }
 each_data = pytest.mark.parametrize(("name", "X"), degenerate_data().items(), ids=list(degenerate_data()))
-steady = settings(deadline=None, derandomize=True, max_examples=150)
 
 
 def exact_rank(X: np.ndarray) -> int:
@@ -52,7 +51,7 @@ def test_rank_of_degenerate_data(name: str, X: np.ndarray):
     assert whiten(X).basis.shape == (len(X), RANKS[name] + 1)
 
 
-@steady
+@settings(max_examples=150)
 @given(X=lattices(6, 5))
 def test_rank_and_span_of_integer_data_are_exact(X: np.ndarray):
     whitening = whiten(X)
@@ -124,7 +123,7 @@ def test_transform_refuses_other_columns():
         whiten(grid(3, 2)).transform(np.ones((2, 3)))
 
 
-@steady
+@settings(max_examples=150)
 @given(exponents=st.lists(st.integers(-300, 300), min_size=3, max_size=3), seed=st.integers(0, 99))
 def test_units_of_the_columns_change_nothing(exponents: list[int], seed: int):
     X = np.random.default_rng(seed).standard_normal((6, 3))

@@ -51,9 +51,9 @@ def test_both_sides_meet(loss: Loss) -> None:
     for _ in factored.WIDTHS:
         run.advance(np.inf)
     v = -loss.project(-run.dual, y)
-    beta = run.beta * run.scale
+    beta = run.beta * run.unit
     scale = min(1.0, beta / run.polished(v, np.inf))
-    value = run.scale**2 * run.objective(run.factors)[0]
+    value = run.unit**2 * run.objective(run.factors)[0]
     bound = -loss.conjugate(-scale * v, y)
     assert bound <= value * (1.0 + 1e-9)
     assert bound == pytest.approx(value, rel=3e-3)
@@ -91,11 +91,11 @@ def test_it_begins_at_the_network() -> None:
     basis, y = problem(Squared())
     directions, outputs = np.random.default_rng(2).standard_normal((2, 4)), np.array([0.7, -0.4])
     run = FactoredTraining(basis, y, Squared(), 0.1, directions, outputs)
-    run.factors = np.stack([factored._factor(*unit) for unit in _sides(directions, outputs / run.scale)])
+    run.factors = np.stack([factored._factor(*unit) for unit in _sides(directions, outputs / run.unit)])
     run.width = 1e-9 * run.width
     f = np.maximum(basis @ directions.T, 0.0) @ outputs
     expected = Squared().value(f, y) + 0.1 * np.linalg.norm(directions, axis=1) @ np.abs(outputs)
-    assert run.scale**2 * run.objective(run.factors)[0] == pytest.approx(expected, rel=1e-6)
+    assert run.unit**2 * run.objective(run.factors)[0] == pytest.approx(expected, rel=1e-6)
 
 
 def _sides(directions: np.ndarray, outputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

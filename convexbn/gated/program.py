@@ -10,7 +10,7 @@ import numpy as np
 
 from convexbn.gated.penalties import GroupNorm, Penalty
 from convexbn.judge import best_scale
-from convexbn.losses import Loss
+from convexbn.losses import Loss, of_unit_size
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.shards import Shards
 from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator, gated_bits
@@ -97,7 +97,8 @@ class GatedProgram:
 
     def rescaled(self, unit: float) -> GatedProgram:
         """The program of targets y / unit, whose weights are those of this one over `unit`, on the same operator."""
-        return self._changed(y=self.y / unit, loss=self.loss.rescaled(unit), beta=self.beta / unit)
+        problem = of_unit_size(self.y, self.loss, self.beta, unit)
+        return self._changed(y=problem.y, loss=problem.loss, beta=problem.beta)
 
     def take(self, arrangements: torch.Tensor) -> GatedProgram:
         """The program over a subset of the gates, `arrangements` their numbers (q,), rising."""

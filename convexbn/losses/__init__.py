@@ -8,9 +8,10 @@ from __future__ import annotations
 from convexbn.losses.classification import Hinge, Logistic, Softmax
 from convexbn.losses.protocol import Loss
 from convexbn.losses.regression import Huber, Squared
+from convexbn.losses.scaling import of_unit_size
 from convexbn.validation import InputError
 
-__all__ = ["LOSSES", "Hinge", "Huber", "Logistic", "Loss", "Softmax", "Squared", "get_loss"]
+__all__ = ["LOSSES", "Hinge", "Huber", "Logistic", "Loss", "Softmax", "Squared", "get_loss", "of_unit_size"]
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (Squared(), Logistic(), Hinge(), Huber(), Softmax())}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convexbn.losses import Loss
+from convexbn.losses import Loss, of_unit_size
 from convexbn.post_bn.program import Cell
 from convexbn.solution import SolverError, SolverUnavailable, Status
 from convexbn.solvers.conic import EXPRESSIONS, Conic
@@ -34,21 +34,21 @@ def solve_cells(cells: tuple[Cell, ...], y: FloatArray, loss: Loss, beta: float,
     """
     import cvxpy as cp
 
-    unit = loss.scale(y)
+    scaled = of_unit_size(y, loss, beta)
     expression = EXPRESSIONS.get(type(loss))
     if expression is None:
         raise SolverUnavailable(f"the {loss.name} loss has no CVXPY expression: add one to convexbn.solvers.conic.EXPRESSIONS")
     f, variables = cp.Variable(len(y)), cp.Variable(2 * len(cells) * (cells[0].cone.shape[1] + 1))
     penalty, constraints = _formulate(cp, cells, f, variables)
-    problem = cp.Problem(cp.Minimize(expression(cp, loss.rescaled(unit), f, y / unit) + (beta / unit) * penalty), constraints)
+    problem = cp.Problem(cp.Minimize(expression(cp, scaled.loss, f, scaled.y) + scaled.beta * penalty), constraints)
     status = Status.NUMERICAL
     for status in solver.attempts(problem):
         if status is Status.OPTIMAL:
             break
     if variables.value is None or status not in solver.accept:
         raise SolverError(f"{solver.name}: {status.value} (it said {problem.status!r})", status)
-    found = unit * variables.value.reshape(2 * len(cells), -1)
-    dual = None if constraints[0].dual_value is None else unit * constraints[0].dual_value
+    found = scaled.unit * variables.value.reshape(2 * len(cells), -1)
+    dual = None if constraints[0].dual_value is None else scaled.unit * constraints[0].dual_value
     return (found[:, :-1], found[:, -1], np.repeat([[1.0], [-1.0]], len(cells), axis=0)), dual
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convexbn.losses import Loss
+from convexbn.losses import Loss, of_unit_size
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.pricing.cells import trivial_bound
 from convexbn.pricing.moments import SIGNS, unit_neurons
@@ -88,11 +88,10 @@ class FactoredTraining:
         pooling: Pooling = NO_POOLING,
         device: str = "cpu",
     ) -> None:
-        self.scale = loss.scale(y)
-        self.y, self.loss, self.beta = y / self.scale, loss.rescaled(self.scale), beta / self.scale
+        self.y, self.loss, self.beta, self.unit = of_unit_size(y, loss, beta)
         self.pooling, self.relaxation, self.products = pooling, Relaxation(basis), Products(basis, device)
         self.height = self.relaxation.height
-        s, w = unit_neurons(directions, outputs / self.scale)
+        s, w = unit_neurons(directions, outputs / self.unit)
         self.mass = mass_near(float(np.sum(np.abs(w))), self.y, self.loss, self.beta)
         self.stage = 0
         self.factors = np.stack([_factor(s, np.maximum(sign * w, 0.0)) + noise for sign, noise in zip(SIGNS, self._noise(), strict=True)])
@@ -176,7 +175,7 @@ class FactoredTraining:
     @property
     def dual(self) -> FloatArray:
         """The dual point V, of the shape of y: minus the gradient of the loss at f."""
-        return np.asarray(self.scale * self._outputs([self._neuron(s) for s in self.factors])[1])
+        return np.asarray(self.unit * self._outputs([self._neuron(s) for s in self.factors])[1])
 
     def price(self, v: FloatArray) -> float:
         """A proved upper bound on h(v), v (n,) best `dual`, by the present multipliers."""
@@ -187,10 +186,10 @@ class FactoredTraining:
         return self._larger(v, POLISH, deadline)
 
     def _larger(self, v: FloatArray, temperatures: tuple[float, ...], deadline: float = np.inf) -> float:
-        rows = self.pooling.spread(v / self.scale)
+        rows = self.pooling.spread(v / self.unit)
         with side_by_side(self.entries) as mapped:
             side = partial(self._side, temperatures=temperatures, deadline=deadline)
-            return self.scale * float(max(mapped(side, SIGNS[:, None] * rows, map(self._neuron, self.factors))))
+            return self.unit * float(max(mapped(side, SIGNS[:, None] * rows, map(self._neuron, self.factors))))
 
     def _side(self, v: FloatArray, neuron: _Neuron, temperatures: tuple[float, ...], deadline: float) -> float:
         """The bound for one sign, never above ||(v)_+||: slopes of the rounded kinks are the multipliers a, k and c of `Relaxation`."""

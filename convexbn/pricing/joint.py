@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convexbn.losses import Loss
+from convexbn.losses import Loss, of_unit_size
 from convexbn.pricing.moments import OVERSHOOT, SIGNS, positive, repeat, unit_neurons
 from convexbn.pricing.nonnegative import mass_near
 from convexbn.pricing.polynomials import EPS, Monomials, SphereMoments
@@ -152,10 +152,9 @@ class JointTraining:
     """
 
     def __init__(self, basis: FloatArray, y: FloatArray, loss: Loss, beta: float, directions: FloatArray, outputs: FloatArray) -> None:
-        self.scale = loss.scale(y)
-        self.y, self.loss, self.beta = y / self.scale, loss.rescaled(self.scale), beta / self.scale
+        self.y, self.loss, self.beta, self.unit = of_unit_size(y, loss, beta)
         self.maps, self.basis = Joint(basis), basis
-        s, w = unit_neurons(directions, outputs / self.scale)
+        s, w = unit_neurons(directions, outputs / self.unit)
         self.step = STEP * self.beta / mass_near(float(np.sum(np.abs(w))), self.y, self.loss, self.beta)
         self._prepare()
         self._begin(s, w)
@@ -260,12 +259,12 @@ class JointTraining:
     @property
     def dual(self) -> FloatArray:
         """The dual point V, of the shape of y: minus the gradient of the loss at f."""
-        return np.asarray(-self.scale * self.slope)
+        return np.asarray(-self.unit * self.slope)
 
     def price(self, v: FloatArray) -> float:
         """A proved upper bound on h(v), v (n,) best `dual`, by the present multipliers."""
-        bounds = [self.maps.bound(sign * v / self.scale, self._multipliers(place)) for place, sign in enumerate(SIGNS)]
-        return self.scale * max(0.0, *bounds)
+        bounds = [self.maps.bound(sign * v / self.unit, self._multipliers(place)) for place, sign in enumerate(SIGNS)]
+        return self.unit * max(0.0, *bounds)
 
     def _multipliers(self, place: int) -> Multipliers:
         size, excess = self.maps.size, self.excess

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convexbn.losses import Loss
+from convexbn.losses import Loss, of_unit_size
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.pricing.nonnegative import mass_near
 from convexbn.pricing.polynomials import Lifted
@@ -83,10 +83,9 @@ class MomentTraining:
         half: int = 2,
         pooling: Pooling = NO_POOLING,
     ) -> None:
-        self.scale = loss.scale(y)
-        self.y, self.loss, self.beta = y / self.scale, loss.rescaled(self.scale), beta / self.scale
+        self.y, self.loss, self.beta, self.unit = of_unit_size(y, loss, beta)
         self.lifted, self.half, self.pooling = Lifted(basis, half), half, pooling
-        s, w = unit_neurons(directions, outputs / self.scale)
+        s, w = unit_neurons(directions, outputs / self.unit)
         self.step = STEP * self.beta / mass_near(float(np.sum(np.abs(w))), self.y, self.loss, self.beta)
         self.share = SHARE * basis.shape[1] / len(basis)
         self.pull = self.share / float(np.mean(self.lifted.unit**2 * self.lifted.reach**2))
@@ -168,12 +167,12 @@ class MomentTraining:
     @property
     def dual(self) -> FloatArray:
         """The dual point V, of the shape of y: minus the gradient of the loss at f."""
-        return np.asarray(-self.scale * self.slope)
+        return np.asarray(-self.unit * self.slope)
 
     def price(self, v: FloatArray) -> float:
         """A proved upper bound on h(v), v (n,) best `dual`, by the present multipliers."""
-        rows = self.pooling.spread(v / self.scale)
-        return self.scale * max(self._side(place, sign * rows) for place, sign in enumerate(SIGNS))
+        rows = self.pooling.spread(v / self.unit)
+        return self.unit * max(self._side(place, sign * rows) for place, sign in enumerate(SIGNS))
 
     def _side(self, place: int, v: FloatArray) -> float:
         """The bound for one sign: polynomials from the multipliers of both halves of the line, which agree at the optimum."""

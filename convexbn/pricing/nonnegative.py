@@ -7,7 +7,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from convexbn.losses import Loss
+from convexbn.losses import Loss, of_unit_size
 from convexbn.validation import FloatArray
 
 AnyFloats = npt.NDArray[np.floating]
@@ -85,8 +85,9 @@ class RelaxedTraining:
     """
 
     def __init__(self, basis: FloatArray, y: FloatArray, loss: Loss, beta: float, directions: FloatArray, outputs: FloatArray) -> None:
-        self.unit, self.shape = loss.scale(y), y.shape
-        self.method = _Multipliers(basis, y / self.unit, loss.rescaled(self.unit), beta / self.unit, directions, outputs / self.unit)
+        problem = of_unit_size(y, loss, beta)
+        self.unit, self.shape = problem.unit, y.shape
+        self.method = _Multipliers(basis, problem.y, problem.loss, problem.beta, directions, outputs / self.unit)
 
     def advance(self, deadline: float) -> None:
         """As many iterations as go between two looks at the bound, or fewer where `time.perf_counter` reaches the deadline."""

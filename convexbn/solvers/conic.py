@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
+from convexbn.losses import Hinge, Huber, Logistic, Squared, of_unit_size
+from convexbn.losses.scaling import UnitProblem
 from convexbn.program import Program
 from convexbn.solution import Solution, SolverError, SolverUnavailable, Status
 from convexbn.validation import FloatArray, InputError
@@ -89,10 +90,11 @@ class Conic:
         """
         import cvxpy as cp
 
-        unit = program.loss.scale(program.y)
+        scaled = of_unit_size(program.y, program.loss, program.beta)
+        unit = scaled.unit
         f, weights = cp.Variable(len(program.y)), cp.Variable(2 * len(program.active) * program.basis.shape[1])
         started = time.perf_counter()
-        problem, link = _formulate(cp, program, unit, f, weights)
+        problem, link = _formulate(cp, program, scaled, f, weights)
         formulated = time.perf_counter() - started
         status, best = Status.NUMERICAL, None
         for status in self.attempts(problem):
@@ -172,9 +174,9 @@ def _check_installed(cp: Any, name: str) -> None:
     raise SolverUnavailable(f"solver {name!r} is no second-order cone solver that CVXPY knows: use one of {', '.join(conic)}")
 
 
-def _formulate(cp: Any, program: Program, unit: float, f: Any, weights: Any) -> tuple[Any, Any]:
-    """The CVXPY problem in y / unit, and its constraint f = forward(weights), whose multiplier is minus the gradient of the loss."""
-    loss: Loss = program.loss.rescaled(unit)
+def _formulate(cp: Any, program: Program, scaled: UnitProblem, f: Any, weights: Any) -> tuple[Any, Any]:
+    """The CVXPY problem in its unit, and its constraint f = forward(weights), whose multiplier is minus the gradient of the loss."""
+    loss = scaled.loss
     expression = EXPRESSIONS.get(type(loss))
     if expression is None:
         raise SolverUnavailable(f"the {loss.name} loss has no CVXPY expression: add one to convexbn.solvers.conic.EXPRESSIONS")
@@ -183,7 +185,7 @@ def _formulate(cp: Any, program: Program, unit: float, f: Any, weights: Any) -> 
     norms = cp.Variable(weights.size // width)
     link = f == forward @ weights
     constraints = [link, cones @ weights >= 0, cp.SOC(norms, cp.reshape(weights, (width, norms.size), order="F"), axis=0)]
-    objective = expression(cp, loss, f, program.y / unit) + (program.beta / unit) * cp.sum(norms)
+    objective = expression(cp, loss, f, scaled.y) + scaled.beta * cp.sum(norms)
     return cp.Problem(cp.Minimize(objective), constraints), link
 
 

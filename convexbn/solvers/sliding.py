@@ -103,9 +103,8 @@ class SlidingFrankWolfe:
 
     def _solve(self, program: Program) -> Solution:
         start = time.perf_counter()
-        unit = program.loss.scale(program.y)
-        state = State(program, unit, FIRST_WIDTH, self.warm_start)
-        file = self.checkpoint
+        state = State(program, FIRST_WIDTH, self.warm_start)
+        unit, file = state.unit, self.checkpoint
         same = (self.tolerance, self.starts, self.seed, self.warm_start, self.precision, self.device, program.pooling)
         name = "" if file is None else fingerprint(program.basis, program.y, program.beta, program.loss, same)
         if file is not None:

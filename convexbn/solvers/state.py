@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convexbn.checkpoint import load_checkpoint, save_checkpoint
-from convexbn.losses import Loss
+from convexbn.losses import Loss, of_unit_size
 from convexbn.program import Program
 from convexbn.smoothing import Smoothed, smooth
 from convexbn.solution import Round
@@ -38,14 +38,12 @@ class State:
     that of the kinks of ReLU, `trace` a record of rounds.
     """
 
-    def __init__(self, program: Program, unit: float, width: float, warm_start: tuple[FloatArray, FloatArray] | None) -> None:
+    def __init__(self, program: Program, width: float, warm_start: tuple[FloatArray, FloatArray] | None) -> None:
         self.basis, self.pooling = program.basis, program.pooling
-        self.y = program.y.reshape(len(program.y), -1) / unit
-        self.loss: Loss = program.loss.rescaled(unit)
-        self.beta = program.beta / unit
+        self.y, self.loss, self.beta, self.unit = of_unit_size(program.y.reshape(len(program.y), -1), program.loss, program.beta)
         self.neurons = Neurons(np.zeros((0, self.basis.shape[1])), np.zeros((0, self.y.shape[1])))
         if warm_start is not None:
-            self.neurons = Neurons(warm_start[0], warm_start[1] / unit)
+            self.neurons = Neurons(warm_start[0], warm_start[1] / self.unit)
         self.best, self.lowest = self.neurons, self.objective(self.neurons)
         self.dual, self.bound = -self.loss.gradient(np.zeros_like(self.y), self.y), -np.inf
         self.pool = np.zeros((0, self.basis.shape[1]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from convexbn.losses import Loss
+from convexbn.losses import Loss, of_unit_size
 from convexbn.pricing.cells import IntArray
 from convexbn.program import Program
 from convexbn.smoothing import Smoothed, smooth
@@ -48,9 +48,7 @@ class State:
 
     def __init__(self, program: Program, settings: ActiveSet) -> None:
         self.settings, self.shards = settings, replace(settings.shards, device=settings.device)
-        self.unit = program.loss.scale(program.y)
-        self.y, self.beta = program.y / self.unit, program.beta / self.unit
-        self.loss = program.loss.rescaled(self.unit)
+        self.y, self.loss, self.beta, self.unit = of_unit_size(program.y, program.loss, program.beta)
         self.blocks = blocks_of(program, device=settings.device, max_memory=settings.max_memory)
         self.numbers, self.half = self._numbered()
         count = len(self.numbers)

@@ -15,6 +15,7 @@ from convexbn.judge import Judge
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
 from convexbn.pricing import is_square, known_price
+from convexbn.solution import relative_gap
 from convexbn.streaming import Stream, whiten_stream
 from convexbn.threads import few_threads
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_budget, check_positive, check_targets
@@ -62,12 +63,12 @@ class Certificate:
     @property
     def relative_gap(self) -> float:
         """gap / objective; 0 for an objective of 0."""
-        return self.gap / self.objective if self.objective > 0 else 0.0
+        return relative_gap(self.objective, self.bound)
 
     @property
     def estimated_gap(self) -> float:
         """(objective - estimate) / objective, not below 0: what the gap is likely to be."""
-        return max(0.0, self.objective - self.estimate) / self.objective if self.objective > 0 else 0.0
+        return relative_gap(self.objective, self.estimate)
 
     def accepts(self, tolerance: float = 1e-4) -> bool:
         """Whether the network is within the relative `tolerance` of the optimum that `evidence` names."""

@@ -187,13 +187,12 @@ class Judge:
         neurons = directions.T, outputs.reshape(len(outputs))
         problem = self.basis, self.y, self.loss, self.beta
         training = FactoredTraining(*problem, *neurons, pooling=self.pooling, device=self.device)
-        end, self.deadline = self.deadline, self.deadline - POLISHING * self.left
-        found = self._by_training(training, found, objective, patience=FEW_LOOKS)
-        self.deadline = end
+        enough = self.deadline - POLISHING * self.left
+        found = self._by_training(training, found, objective, patience=FEW_LOOKS, deadline=enough)
         if self.left == 0.0:
             return found
         v = -self.loss.project(-training.dual, self.y)
-        return max(found, self.scaled(v, replace(found.price, upper=training.polished(v, end))), key=lambda bound: bound.proved)
+        return max(found, self.scaled(v, replace(found.price, upper=training.polished(v, self.deadline))), key=lambda bound: bound.proved)
 
     def _by_joint_moments(self, found: Bound, objective: float) -> Bound:
         """The best bound of the training problem relaxed to joint moments, the tightest, which takes all of the time that it is given."""
@@ -201,11 +200,13 @@ class Judge:
         training = JointTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs.reshape(len(outputs)))
         return self._by_training(training, found, objective, patience=np.inf)
 
-    def _by_training(self, training: Training, found: Bound, objective: float, *, patience: float = PATIENCE) -> Bound:
-        """The best bound on the way, as long as the gap gets smaller by percents."""
-        idle, best = 0, -np.inf
-        while idle < patience and self.left > 0.0 and objective - found.proved > PROOF_GAP * objective:
-            training.advance(self.deadline)
+    def _by_training(
+        self, training: Training, found: Bound, objective: float, *, patience: float = PATIENCE, deadline: float = np.inf
+    ) -> Bound:
+        """The best bound on the way, as long as the gap gets smaller by percents, until the judge's own deadline or an earlier one."""
+        idle, best, end = 0, -np.inf, min(deadline, self.deadline)
+        while idle < patience and time.perf_counter() < end and objective - found.proved > PROOF_GAP * objective:
+            training.advance(end)
             v = -self.loss.project(-training.dual, self.y)
             better = self.scaled(v, replace(found.price, lower=0.0, upper=training.price(v)))
             idle = 0 if better.proved - best > IDLE * (objective - better.proved) else idle + 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from convexbn.interrupts import held_interrupts
 from convexbn.validation import FloatArray, check_data
 from convexbn.whitening import Whitening, check_rank, enough, powers_of_two
 
@@ -38,6 +40,14 @@ class Shards:
     def alone(self) -> bool:
         """Whether this process has everything."""
         return self.arrangements is None and self.samples is None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What all processes finish, though one of them gets Ctrl-C: at the end all raise `KeyboardInterrupt`, and none waits."""
+        with held_interrupts(not self.alone) as came:
+            yield
+            if self.total_over_samples(self.total_over_arrangements(float(came()))):
+                raise KeyboardInterrupt
 
     def over_arrangements(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over arrangements of what each process has of it."""

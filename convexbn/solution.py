@@ -48,6 +48,11 @@ class Round:
     seconds: float
 
 
+def relative_gap(objective: float, bound: float) -> float:
+    """(objective - bound) / objective, not below 0; 0 for an objective of 0."""
+    return max(0.0, objective - bound) / objective if objective > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class Solution:
     """The neurons that a solver found: f = sum_j (U' s_j)_+ w_j^T with unit directions, at the penalty beta sum_j ||w_j||.

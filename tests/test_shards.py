@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
+import convexbn.gated.fit as gated
 from convexbn import ActiveSet, Arrangements, GatedProgram, GatedSolver, Program, Squared, fit_gated_bn, sample_arrangements, whiten
 from convexbn.gated import Shards, whiten_shards
 from convexbn.gated.descent import Descent
@@ -120,6 +121,30 @@ def interrupted_runs(group: object) -> dict[str, list[float]]:
     return found
 
 
+def interrupted_around(group: object) -> dict[str, list[bool]]:
+    """Ctrl-C to the first process as it whitens rows or draws gates, or as it judges: who ends by it."""
+    X, Y = data()
+    ended: dict[str, list[bool]] = {}
+    for stage, kind in (("whiten_shards", "samples"), ("choose_gates", "arrangements"), ("judge", "samples")):
+        whole = getattr(gated, stage)
+
+        def struck(*arguments: Any, whole: Callable[..., Any] = whole, **options: Any) -> Any:
+            if torch.distributed.get_rank() == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            return whole(*arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gated, stage, struck)
+            try:
+                fit_gated_bn(X, Y, gates=gates(), shards=Shards(**{kind: group}))
+            except KeyboardInterrupt:
+                ended[stage] = [True]
+            else:
+                ended[stage] = [False]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return ended
+
+
 def numbers_of(solution: Solution) -> dict[str, np.ndarray]:
     """What a run found, and its way."""
     trace = np.array([[entry.objective, entry.neurons] for entry in solution.trace])
@@ -159,6 +184,7 @@ def work(rank: int, folder: str) -> None:
         found.update({f"relu {name} {key}": value for key, value in numbers_of(solution).items()})
     found.update({f"reductions {kind}": reductions(kind, group) for kind in ("arrangements", "samples")})
     found.update({f"interrupted {name}": value for name, value in interrupted_runs(group).items()})
+    found.update({f"ended {name}": value for name, value in interrupted_around(group).items()})
     np.savez(Path(folder) / f"{rank}.npz", **found)
     torch.distributed.destroy_process_group()
 
@@ -222,6 +248,11 @@ def test_an_interrupt_of_one_process_ends_all(found: list[dict[str, np.ndarray]]
         assert one[2] == count
     objective, bound, _ = found[0]["interrupted gated"]
     assert 0.0 < bound < objective
+
+
+@pytest.mark.parametrize("stage", ["whiten_shards", "choose_gates", "judge"])
+def test_an_interrupt_outside_of_the_solve_ends_all_as_well(found: list[dict[str, np.ndarray]], stage: str):
+    assert [bool(part[f"ended {stage}"][0]) for part in found] == [True, True]
 
 
 def test_whitening_across_processes(found: list[dict[str, np.ndarray]]):

@@ -12,6 +12,7 @@ from convexbn.gated.metric import Metric, common_metric
 from convexbn.gated.program import GatedProgram
 from convexbn.losses import Loss
 from convexbn.smoothing import smooth
+from convexbn.solution import relative_gap
 from convexbn.solvers.pooled import Operator
 from convexbn.validation import FloatArray
 
@@ -130,11 +131,11 @@ class Descent:
         loss, square = self.shards.totals_over_samples(value, float(np.sum(v * v)))
         self.alive = round(alive.sum())
         objective = loss + program.beta * penalties.sum()
-        gap = objective - program.bound(v, prices.max())[0]
-        if self.loss is not program.loss and gap <= self.width * square:
+        bound = program.bound(v, prices.max())[0]
+        if self.loss is not program.loss and objective - bound <= self.width * square:
             self.width *= FLATTER
             self.state = state.without_momentum()
-        return float(gap / objective) if objective > 0 else 0.0
+        return relative_gap(float(objective), bound)
 
     def saved(self) -> dict[str, Any]:
         """Everything that the next step depends on."""

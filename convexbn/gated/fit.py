@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -157,7 +157,8 @@ def fit_gated_bn(
         For an argument that can't be used; the message names it and says what to do.
     """
     the_solver = _solver_of(solver, verbose)
-    prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards(), patches)
+    place = _Place(device, max_memory, shards or Shards())
+    prepared = _prepare(X, y, loss, penalty, rank, patches, _Gates(gates, seed, lean), place)
     largest = prepared.beta_max
     strength = check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0
     return prepared.fit(strength, the_solver, start)
@@ -201,17 +202,36 @@ def fit_gated_path(
     the_solver = _solver_of(solver, verbose)
     if the_solver.checkpoint is not None:
         raise InputError("solver has a checkpoint, which would be one for all points: leave it out, or call fit_gated_bn for each beta")
-    prepared = _prepare(X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards or Shards(), patches)
+    place = _Place(device, max_memory, shards or Shards())
+    prepared = _prepare(X, y, loss, penalty, rank, patches, _Gates(gates, seed, lean), place)
     fits: list[GatedFit] = []
     for fraction in np.unique(given)[::-1]:
-        start = fits[-1].solution.weights if fits else None
-        fit = prepared.fit(float(fraction) * prepared.beta_max or 1.0, the_solver, start)
-        if fit.solution.status is Status.INTERRUPTED:
-            if not fits:
+        try:
+            fit = prepared.fit(float(fraction) * prepared.beta_max or 1.0, the_solver, fits[-1].solution.weights if fits else None)
+            if fit.solution.status is Status.INTERRUPTED:
                 raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if not fits:
+                raise
             break
         fits.append(fit)
     return tuple(fits)
+
+
+class _Gates(NamedTuple):
+    """What gates are drawn by: arguments of `fit_gated_bn`."""
+
+    gates: int | npt.ArrayLike
+    seed: int
+    lean: float
+
+
+class _Place(NamedTuple):
+    """Where products are taken, and with whom: arguments of `fit_gated_bn`."""
+
+    device: str
+    max_memory: int
+    shards: Shards
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,9 +252,10 @@ class _Prepared:
         solution = solver.solve(program, _checked_start(start, program.gates, program.y))
         seconds["solve"], clock = time.perf_counter() - clock, time.perf_counter()
         alive = solution.weights.any(axis=(1, 2))
-        gates, weights = program.shards.gather((program.gates[alive], solution.weights[alive]))
-        network = GatedNetwork(whitening, gates, weights, self.patches)
-        certificate = judge(network, self.data, program, solution)
+        with program.shards.together():
+            gates, weights = program.shards.gather((program.gates[alive], solution.weights[alive]))
+            network = GatedNetwork(whitening, gates, weights, self.patches)
+            certificate = judge(network, self.data, program, solution)
         seconds["judge"] = time.perf_counter() - clock
         return GatedFit(network, certificate, solution, program, whitening, self.beta_max, seconds)
 
@@ -242,30 +263,27 @@ class _Prepared:
 def _prepare(
     X: npt.ArrayLike,
     y: npt.ArrayLike,
-    gates: int | npt.ArrayLike,
     loss: str | Loss,
     penalty: str | Penalty,
     rank: float | None,
-    lean: float,
-    seed: int,
-    device: str,
-    max_memory: int,
-    shards: Shards,
     patches: Patches | None,
+    drawn: _Gates,
+    place: _Place,
 ) -> _Prepared:
     """Check, whiten, draw gates, and build the program with beta 1."""
-    device = check_device(device)
+    device = check_device(place.device)
+    shards = replace(place.shards, device=device)
     clock, seconds = time.perf_counter(), {}
     data, cut = check_input(X, patches)
     the_loss = get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
-    whitening = _whitened(data, rank, shards, cut, device)
-    seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
-    chosen = shards.part_of(choose_gates(gates, whitening, seed, lean, distinct=shards.samples is None))
-    columns = targets.reshape(len(data), -1)
-    where = device, max_memory, shards
-    program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), *where, pooling_of(cut))
-    largest = program.beta_max()
+    with shards.together():
+        whitening = _whitened(data, rank, shards, cut, device)
+        seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
+        chosen = shards.part_of(choose_gates(drawn.gates, whitening, drawn.seed, drawn.lean, distinct=shards.samples is None))
+        columns, where = targets.reshape(len(data), -1), (device, place.max_memory, shards)
+        program = GatedProgram(whitening.basis, chosen, columns, the_loss, 1.0, get_penalty(penalty), *where, pooling_of(cut))
+        largest = program.beta_max()
     seconds["gates"] = time.perf_counter() - clock
     return _Prepared(data, whitening, program, largest, seconds, cut)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convexbn.gated.program import GatedProgram
+from convexbn.solution import relative_gap
 from convexbn.validation import FloatArray
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class KernelIterate:
         objective = program.loss.value(f, program.y) + program.beta * float(program.penalty.norms(self.weights).sum())
         price = float(program.penalty.dual_norms(self.adjoint(v)).amax())
         bound = -program.loss.conjugate(-v * min(1.0, program.beta / price if price > 0 else 1.0), program.y)
-        return (objective - bound) / objective if objective > 0 else 0.0
+        return relative_gap(objective, bound)
 
 
 def _solver(kernel: FloatArray, quotient: float) -> Callable[[FloatArray], FloatArray]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,19 +16,51 @@ from convexbn.gated.program import GatedProgram
 from convexbn.progress import gap_bar
 from convexbn.screening import MARGIN, safe_radius
 from convexbn.smoothing import smooth
-from convexbn.solution import Round, Status
+from convexbn.solution import Round, Status, relative_gap
 from convexbn.validation import FloatArray
 
 if TYPE_CHECKING:
     import torch
-
-    from convexbn.gated.solver import GatedSolver
 
 CHECK = 5  # steps between looks at the gap of the working set
 NEAR = 0.8  # of beta: arrangements that are worth as much are kept in the working set
 WORTH_A_CHANGE = 0.7  # the working set shrinks when it would to that share, and so does the program by what is screened
 SWITCH = 1e-4  # relative gap at which "mixed" goes over to float64
 PATIENCE = 40  # looks without progress, before float32 is called exhausted
+
+
+class Settings(Protocol):
+    """What a run asks its solver for: see `GatedSolver`."""
+
+    @property
+    def tolerance(self) -> float:
+        """Of the relative gap."""
+        ...
+
+    @property
+    def iterations(self) -> int:
+        """At most so many."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """And at most for so long."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """float32, float64 or mixed."""
+        ...
+
+    @property
+    def checkpoint(self) -> str | os.PathLike[str] | None:
+        """The file of the state, or None."""
+        ...
+
+    @property
+    def verbose(self) -> bool:
+        """Whether to show a bar."""
+        ...
 
 
 class Run:
@@ -39,13 +71,13 @@ class Run:
     """
 
     def __init__(
-        self, program: GatedProgram, settings: GatedSolver, start: FloatArray | None, interrupted: Callable[[], bool] = lambda: False
+        self, program: GatedProgram, settings: Settings, start: FloatArray | None, interrupted: Callable[[], bool] = lambda: False
     ) -> None:
         import torch
 
         self.whole = self.program = program
         self.interrupted, self.late = interrupted, False
-        self.settings, self.start, self.may_screen = settings, start, True
+        self.settings, self.start, self.may_screen, self.most = settings, start, True, settings.iterations
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         self.gates = torch.as_tensor(program.gates, device=program.device)
         self.kept = torch.arange(len(self.gates), device=program.device)
@@ -68,7 +100,7 @@ class Run:
         with gap_bar(settings.tolerance, shown=settings.verbose) as show:
             try:
                 while self.gap > settings.tolerance and not self.exhausted():
-                    for _ in range(min(KERNEL_CHECK, settings.iterations - iterate.iterations)):
+                    for _ in range(min(KERNEL_CHECK, self.most - iterate.iterations)):
                         iterate.step()
                     self.iterations, gap = iterate.iterations, iterate.gap()
                     show(gap)
@@ -111,7 +143,7 @@ class Run:
     @property
     def gap(self) -> float:
         """Relative, of the whole program."""
-        return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
+        return relative_gap(self.objective, self.bound)
 
     def look(self, width: float) -> torch.Tensor:
         """Objective and bound of the whole program at the weights, in float64; (P,) what the arrangements are worth.
@@ -200,7 +232,7 @@ class Run:
 
     def exhausted(self) -> bool:
         """Whether steps or time are used up, as all processes know."""
-        return self.late or self.iterations >= self.settings.iterations
+        return self.late or self.iterations >= self.most
 
     def target(self) -> float:
         """The gap of the working set at which to look at the whole program: what is wanted in the end, where nearly all carry weight.
@@ -216,7 +248,7 @@ class Run:
         """Steps until the gap over the working set is the target, or nothing more is won."""
         best, waited = np.inf, 0
         while not self.exhausted():
-            steps = min(CHECK, self.settings.iterations - self.iterations)
+            steps = min(CHECK, self.most - self.iterations)
             for _ in range(steps):
                 self.step()
             gap = self.descent.gap()
@@ -252,7 +284,7 @@ class Run:
             self.dtype = torch.float64
             self.begin(worths, width)
         elif narrow and self.stalled:
-            self.settings = replace(self.settings, iterations=self.iterations)
+            self.most = self.iterations
         elif self.screens():
             self.begin(worths, width)
         else:

@@ -11,7 +11,7 @@ from convexbn.gated.kernel import SAMPLES, fits_kernel
 from convexbn.gated.program import GatedProgram
 from convexbn.gated.run import Run
 from convexbn.interrupts import held_interrupts
-from convexbn.solution import Round, Status
+from convexbn.solution import Round, Status, relative_gap
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
 
@@ -41,14 +41,9 @@ class GatedSolution:
     trace: tuple[Round, ...] = ()
 
     @property
-    def gap(self) -> float:
-        """Objective minus bound, not below 0."""
-        return max(0.0, self.objective - self.bound)
-
-    @property
     def relative_gap(self) -> float:
-        """gap / objective; 0 for an objective of 0."""
-        return self.gap / self.objective if self.objective > 0 else 0.0
+        """(objective - bound) / objective, not below 0."""
+        return relative_gap(self.objective, self.bound)
 
 
 @dataclass(frozen=True)
@@ -99,9 +94,9 @@ class GatedSolver:
         program : the program
         start : (P, r+1, C) weights to begin with, as from a larger beta; None begins with 0
         """
-        unit = _unit(program)
-        scaled = program.rescaled(unit)
-        with held_interrupts(not scaled.shards.alone) as interrupted:
+        with held_interrupts(not program.shards.alone) as interrupted:
+            unit = _unit(program)
+            scaled = program.rescaled(unit)
             run = Run(scaled, self, None if start is None else start / unit, interrupted)
             status = run.by_kernel() if self.takes_kernel(scaled) else run.by_steps()
         weights = unit * run.weights.cpu().numpy()

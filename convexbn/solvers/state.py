@@ -12,7 +12,7 @@ from convexbn.checkpoint import load_checkpoint, save_checkpoint
 from convexbn.losses import Loss, of_unit_size
 from convexbn.program import Program
 from convexbn.smoothing import Smoothed, smooth
-from convexbn.solution import Round
+from convexbn.solution import Round, relative_gap
 from convexbn.validation import FloatArray
 
 # A loss with kinks is replaced by its envelope of this width, in the unit of the predictions; multipliers take the smoothing away.
@@ -113,4 +113,4 @@ class State:
     @property
     def gap(self) -> float:
         """Estimated, of the best neurons, at most 1."""
-        return min(1.0, max(0.0, self.lowest - self.bound) / self.lowest) if self.lowest > 0 else 0.0
+        return min(1.0, relative_gap(self.lowest, self.bound))

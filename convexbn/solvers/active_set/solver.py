@@ -90,10 +90,10 @@ class ActiveSet:
 
     def _solve(self, program: Program) -> Solution:
         started = time.perf_counter()
-        state = State(program, self)
-        start = time.perf_counter() - (state.trace[-1].seconds if state.trace else 0.0)
-        status = Status.LIMIT
-        with held_interrupts(not state.shards.alone) as interrupted:
+        with held_interrupts(not self.shards.alone) as interrupted:
+            state = State(program, self)
+            start = time.perf_counter() - (state.trace[-1].seconds if state.trace else 0.0)
+            status = Status.LIMIT
             try:
                 while status is Status.LIMIT and self._goes_on(state, time.perf_counter() - start, interrupted()):
                     state.round()

@@ -12,7 +12,7 @@ from convexbn.losses import Loss, of_unit_size
 from convexbn.pricing.cells import IntArray
 from convexbn.program import Program
 from convexbn.smoothing import Smoothed, smooth
-from convexbn.solution import Round
+from convexbn.solution import Round, relative_gap
 from convexbn.solvers.active_set.blocks import Blocks, blocks_of
 from convexbn.solvers.active_set.proximal import ProximalPoint, SmoothLoss
 from convexbn.solvers.amplitudes import fit_amplitudes
@@ -114,7 +114,7 @@ class State:
     @property
     def gap(self) -> float:
         """Of the best iterate to the bound, relative."""
-        return max(0.0, self.lowest - self.bound) / self.lowest if self.lowest > 0 else 0.0
+        return relative_gap(self.lowest, self.bound)
 
     def neurons(self, iterate: Iterate) -> tuple[FloatArray, FloatArray]:
         """Unit directions (m, p) and outputs (m,)."""

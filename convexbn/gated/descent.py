@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 NOISE = 300.0  # roundings: a change of the predictions that is smaller says nothing about curvature
+NOISE_OF_PRODUCTS, PROBE = 3.0, 256  # rows of the basis by whose products their rounding is measured
 FIRST_WIDTH, FLATTER = 0.1, 0.25  # of the smoothed kinks of a loss, and how they sharpen
 
 
@@ -57,7 +58,7 @@ class Descent:
     ) -> None:
         dtype = operator.basis.dtype
         self.program, self.operator, self.chosen, self.shards = program, operator, chosen, program.shards
-        self.width = width
+        self.width, self.noise = width, _noise(operator.basis)
         self.metric: Metric = common_metric(operator, gates, program.shards)
         weights = weights.to(dtype)
         predictions, sums = self.shards.over_arrangements(operator.forward(weights)), self.metric.sums(weights)
@@ -110,11 +111,8 @@ class Descent:
 
     def _curvature(self, size: float, image: torch.Tensor, predictions: torch.Tensor) -> float:
         """||A d||^2 / ||d||_M^2 with `size` ||d||_M^2: above 1 the metric was too small for this step. 0 where rounding would decide."""
-        import torch
-
         moved, total = self.shards.totals_over_samples(float((image * image).sum()), float((predictions * predictions).sum()))
-        noise = NOISE * torch.finfo(image.dtype).eps
-        return 0.0 if moved <= noise**2 * total else moved / size
+        return 0.0 if moved <= self.noise**2 * total else moved / size
 
     def gap(self) -> float:
         """The relative duality gap over the chosen arrangements, as far as this precision sees it: no more products are needed.
@@ -154,3 +152,13 @@ class Descent:
         self.state = State(**arrays, momentum=float(saved["momentum"]))
         self.metric = replace(self.metric, rest=float(saved["rest"]), curvature=tensor("curvature"))
         self.width = float(saved["width"])
+
+
+def _noise(basis: torch.Tensor) -> float:
+    """The relative change of predictions below which all is rounding; in TF32 products read fewer digits than their factors have."""
+    import torch
+
+    rows = basis[:PROBE]
+    exact = rows.double() @ rows.double().mT
+    lost = float((rows @ rows.mT - exact).norm() / exact.norm().clamp_min(1e-300))
+    return max(NOISE * torch.finfo(basis.dtype).eps, NOISE_OF_PRODUCTS * lost)

@@ -32,7 +32,8 @@ class Metric:
     Attributes
     ----------
     along : (P, r+1) g_i, of unit length
-    mix : (r+2, q) brings W's columns [I; g_i^T] to orthonormal ones that diagonalise
+    mix : (r+2, q) brings W's columns [I; g_i^T] to orthonormal ones that diagonalise; in float64, as TF32 would leave Newton's method
+        no digits to converge to
     curvature : (q,) h
     rest : b
     shards : the arrangements of other processes
@@ -46,7 +47,7 @@ class Metric:
 
     def read(self, sums: torch.Tensor) -> torch.Tensor:
         """W^T S, shape (q, C), of the `sums` of weights S over all arrangements."""
-        return self.mix.T @ sums
+        return (self.mix.T @ sums.double()).to(sums.dtype)
 
     def sums(self, weights: torch.Tensor) -> torch.Tensor:
         """(r+2, C) the sums of S_i and of g_i^T S_i over all arrangements, of weights (P, r+1, C)."""
@@ -56,11 +57,11 @@ class Metric:
         """The sums over the arrangements of this process."""
         import torch
 
-        return torch.cat([weights.sum(0), torch.einsum("pk,pkc->c", self.along, weights)[None]])
+        return torch.cat([weights.sum(0), (self.along[:, :, None] * weights).sum((0, 1))[None]])
 
     def spread(self, multiplier: torch.Tensor) -> torch.Tensor:
         """W l, shape (P, r+1, C), of l (q, C)."""
-        both = self.mix @ multiplier
+        both = (self.mix @ multiplier.double()).to(multiplier.dtype)
         return both[:-1] + self.along[:, :, None] * both[-1]
 
     def products(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -155,7 +156,7 @@ def common_metric(operator: Operator, gates: torch.Tensor, shards: Shards) -> Me
     root = torch.linalg.inv(torch.linalg.cholesky(gram)).mT
     values, vectors = torch.linalg.eigh(root.mT @ curvature @ root)
     values = values.clamp_min(FLATTEST * float(values[-1]))
-    return Metric(along, (root @ vectors).to(dtype), values.to(dtype), FIRST_REST * operator.norm**2, shards)
+    return Metric(along, root @ vectors, values.to(dtype), FIRST_REST * operator.norm**2, shards)
 
 
 def _gram(along: torch.Tensor) -> torch.Tensor:

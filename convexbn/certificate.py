@@ -84,6 +84,8 @@ class Certificate:
             f"{self.evidence.value}, over {self.scope}{self._estimated}"
         )
 
+    __repr__ = __str__  # a notebook shows what an object says, not its arrays
+
 
 def certify(
     X: npt.ArrayLike,

@@ -1,4 +1,4 @@
-"""Every "auto" choice of `fit_convex_bn` but that of beta: the arrangements and the solver that its arguments stand for."""
+"""Every "auto" choice of `fit_convex_bn`: the beta, the arrangements and the solver that its arguments stand for."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from convexbn.arrangements import Arrangements, count_arrangements, enumerate_ar
 from convexbn.losses import Loss
 from convexbn.solution import Solver
 from convexbn.solvers import ActiveSet, ClosedForm, Conic, SlidingFrankWolfe, obstacle
-from convexbn.validation import FloatArray, InputError, check_count
+from convexbn.validation import FloatArray, InputError, check_count, check_positive
 from convexbn.whitening import Whitening
 
+BETA_FRACTION = 0.1  # of beta_max, where beta is None
 ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound; beyond that the global solver needs no list, and a conic one a sample
 SAMPLE_SIZE = 50  # arrangements
 # Entries 2 P n (r+1) of the matrix of cones, up to which an interior-point method is quicker than the active set: smooth losses, kinks.
 WRITE_OUT_UP_TO = 20_000, 200_000
+
+
+def choose_beta(beta: float | None, fraction: float, largest: float) -> float:
+    """The beta that is given, or that fraction of beta_max, the `largest`; 1 where that is 0, as nothing is to be learnt."""
+    if beta is not None:
+        return check_positive(beta, "beta")
+    return check_positive(fraction, "fraction") * largest or 1.0
 
 
 def few_arrangements(whitening: Whitening) -> bool:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, certify_on
-from convexbn.choices import check_word, choose_arrangements, choose_solver, few_arrangements
+from convexbn.choices import BETA_FRACTION, check_word, choose_arrangements, choose_beta, choose_solver, few_arrangements
 from convexbn.export import to_torch
 from convexbn.features import Features, extract, stack
 from convexbn.losses import Loss, get_loss
@@ -26,13 +26,12 @@ from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, Status
 from convexbn.solvers import ClosedForm, SlidingFrankWolfe
 from convexbn.streaming import whiten_input
-from convexbn.validation import FloatArray, check_budget, check_positive, check_targets
+from convexbn.validation import FloatArray, check_budget, check_targets
 from convexbn.whitening import Whitening
 
 if TYPE_CHECKING:
     import torch
 
-BETA_FRACTION = 0.1  # of beta_max, where beta is None
 
 # A beta_max below this fraction of the gradient at 0 is a sum that should vanish.
 ROUNDING = 1e-12
@@ -100,12 +99,15 @@ class Fit:
         ]
         return "\n".join(lines)
 
+    __repr__ = __str__  # a notebook shows what an object says, not its arrays
+
 
 def fit_convex_bn(
     X: npt.ArrayLike,
     y: npt.ArrayLike,
     *,
     beta: float | None = None,
+    fraction: float = BETA_FRACTION,
     loss: str | Loss = "squared",
     arrangements: str | int | Arrangements = "auto",
     solver: str | Solver = "auto",
@@ -131,7 +133,8 @@ def fit_convex_bn(
     ----------
     X : (n, d) real numbers, n >= 2; with `patches` images (n, c, h, w)
     y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
-    beta : absolute; None takes 0.1 `beta_max`
+    beta : absolute; None takes `fraction` of `beta_max`
+    fraction : of `beta_max`, the smallest beta with the zero network as optimum; not read where beta is given
     loss : "squared", "logistic", "hinge", "huber", "softmax", or a `Loss` such as `Huber(delta=0.5)`
     arrangements : "auto" and "all" stand for all of them; a number for a sample of that size; or `Arrangements`. Conic solvers and
         the active set need a list: "auto" then samples 50 where Cover's bound is above 1000, "all" insists
@@ -160,7 +163,7 @@ def fit_convex_bn(
     ready = prepare(
         X, y, loss=loss, arrangements=arrangements, solver=solver, rank=rank, seed=seed, patches=patches, features=features, verbose=verbose
     )
-    return ready.fit(beta, proof_seconds=proof_seconds)
+    return ready.fit(choose_beta(beta, fraction, ready.beta_max), proof_seconds=proof_seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,13 +182,12 @@ class Prepared:
     seconds: Mapping[str, float]
     verbose: bool
 
-    def fit(self, beta: float | None, *, proof_seconds: float) -> Fit:
+    def fit(self, beta: float, *, proof_seconds: float) -> Fit:
         """Solve and certify."""
         whitening, largest, seconds = self.whitening, self.beta_max, dict(self.seconds)
-        strength = check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest if largest > 0 else 1.0
-        program = Program(whitening.basis, self.targets, self.loss, strength, self.arrangements, pooling_of(self.patches))
+        program = Program(whitening.basis, self.targets, self.loss, beta, self.arrangements, pooling_of(self.patches))
         with _stage("solve", seconds, self.verbose):
-            solution = self.solver.solve(program) if strength < largest else _nothing(program)
+            solution = self.solver.solve(program) if beta < largest else _nothing(program)
         with _stage("certify", seconds, self.verbose):
             network = _simplest(whitening, solution, self.data, program, self.patches)
             certificate = certify_on(
@@ -193,7 +195,7 @@ class Prepared:
                 self.data,
                 self.targets,
                 network,
-                beta=strength,
+                beta=beta,
                 loss=self.loss,
                 arrangements=self.arrangements,
                 dual=solution.dual,

@@ -123,6 +123,8 @@ class Path:
         lines = [f"Path of {len(self.fits)} networks{', interrupted' if self.interrupted else ''}: {first.program.loss.name} loss"]
         return "\n".join([*lines, *(f"  {_line(fit)}" for fit in self.fits)])
 
+    __repr__ = __str__  # a notebook shows what an object says, not its arrays
+
 
 def fit_path(
     X: npt.ArrayLike,

@@ -15,9 +15,11 @@ from problems import CLASSIFICATION, LOSSES, objective_of, random_problem, targe
 
 from convexbn import (
     Arrangements,
+    ConvexBNRegressor,
     Evidence,
     Fit,
     Huber,
+    InputError,
     Loss,
     Program,
     Solution,
@@ -292,3 +294,20 @@ def test_separable_labels_are_learnt(loss: Loss) -> None:
     y = np.where(X[:, 0] + 0.5 * X[:, 1] > 0.2, 1.0, -1.0)
     fit = fit_convex_bn(X, y, loss=loss, beta=0.05, **CONIC)
     np.testing.assert_array_equal(np.sign(fit.predict(X)), y)
+
+
+def test_a_fraction_is_that_of_beta_max():
+    generator = np.random.default_rng(0)
+    X, y = generator.standard_normal((20, 2)), generator.standard_normal(20)
+    y -= y.mean()
+    fit = fit_convex_bn(X, y, fraction=0.3, proof_seconds=0.0)
+    assert fit.program.beta == 0.3 * fit.beta_max
+    assert ConvexBNRegressor(fraction=0.3).fit(X, y).fit_.program.beta == pytest.approx(fit.program.beta)
+    with pytest.raises(InputError, match=r"fraction = -0.3 is not positive"):
+        fit_convex_bn(X, y, fraction=-0.3)
+
+
+def test_a_notebook_shows_what_an_object_says():
+    fit = fit_convex_bn(np.arange(6.0)[:, None], np.arange(6.0) ** 2)
+    assert repr(fit) == str(fit)
+    assert repr(fit.certificate) == str(fit.certificate)

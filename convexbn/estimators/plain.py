@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from convexbn.arrangements import Arrangements
+from convexbn.choices import BETA_FRACTION
 from convexbn.fit import Fit, fit_convex_bn
 from convexbn.losses import Loss, Softmax, get_loss
 from convexbn.network import Network
@@ -145,6 +146,7 @@ class Plain(Shell):
         self,
         *,
         beta: float | None = None,
+        fraction: float = BETA_FRACTION,
         loss: str | Loss = "squared",
         arrangements: str | int | Arrangements = "auto",
         solver: str | Solver = "auto",
@@ -154,6 +156,7 @@ class Plain(Shell):
         verbose: bool = False,
     ) -> None:
         self.beta = beta
+        self.fraction = fraction
         self.loss = loss
         self.arrangements = arrangements
         self.solver = solver
@@ -165,8 +168,9 @@ class Plain(Shell):
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Train on X (n, d) and y: targets (n,), or (n, C) for C outputs, or for a classifier (n,) of two or more classes of any type."""
         rows, targets = self._validated(X, y)
-        settings = {"beta": self.beta, "arrangements": self.arrangements, "solver": self.solver, "rank": self.rank}
-        return self._train(rows, self._encoded(targets), **settings)
+        strength = {"beta": self.beta, "fraction": self.fraction}
+        settings = {"arrangements": self.arrangements, "solver": self.solver, "rank": self.rank}
+        return self._train(rows, self._encoded(targets), **strength, **settings)
 
 
 class ConvexBNRegressor(Plain, Regression):
@@ -176,7 +180,8 @@ class ConvexBNRegressor(Plain, Regression):
 
     Parameters
     ----------
-    beta, loss, arrangements, solver, rank, seed, verbose : as in `convexbn.fit_convex_bn`; loss is "squared" or "huber"
+    beta, fraction, loss, arrangements, solver, rank, seed, verbose : as in `convexbn.fit_convex_bn`; loss is "squared" or "huber". A grid
+        search chooses `fraction`, which means the same on every fold
     proof_seconds : for branch and bound, as there; 0 leaves the proof to the relaxation
 
     Attributes
@@ -195,7 +200,8 @@ class ConvexBNClassifier(Plain, Classification):
 
     Parameters
     ----------
-    beta, arrangements, solver, rank, seed, verbose : as in `convexbn.fit_convex_bn`
+    beta, fraction, arrangements, solver, rank, seed, verbose : as in `convexbn.fit_convex_bn`. A grid search chooses `fraction`, which
+        means the same on every fold
     loss : "logistic" (default), which for more than two classes is softmax cross-entropy, "squared", "huber", or, for two classes,
         "hinge"
     proof_seconds : for branch and bound, as in `convexbn.fit_convex_bn`; 0 leaves the proof to the relaxation
@@ -211,6 +217,7 @@ class ConvexBNClassifier(Plain, Classification):
         self,
         *,
         beta: float | None = None,
+        fraction: float = BETA_FRACTION,
         loss: str | Loss = "logistic",
         arrangements: str | int | Arrangements = "auto",
         solver: str | Solver = "auto",
@@ -220,4 +227,4 @@ class ConvexBNClassifier(Plain, Classification):
         verbose: bool = False,
     ) -> None:
         search: dict[str, Any] = {"arrangements": arrangements, "solver": solver, "rank": rank}
-        super().__init__(beta=beta, loss=loss, **search, seed=seed, proof_seconds=proof_seconds, verbose=verbose)
+        super().__init__(beta=beta, fraction=fraction, loss=loss, **search, seed=seed, proof_seconds=proof_seconds, verbose=verbose)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.certificate import Certificate, Evidence
+from convexbn.choices import BETA_FRACTION, choose_beta
 from convexbn.devices import check_device
 from convexbn.gated.cones import Conversion, to_relu
 from convexbn.gated.gates import choose_gates
@@ -24,13 +25,11 @@ from convexbn.shards import Shards, whiten_shards
 from convexbn.solution import Status
 from convexbn.solvers.masked import MAX_MEMORY
 from convexbn.streaming import whiten_input
-from convexbn.validation import FloatArray, InputError, check_data, check_positive, check_targets, real_array
+from convexbn.validation import FloatArray, InputError, check_data, check_targets, real_array
 from convexbn.whitening import Whitening
 
 if TYPE_CHECKING:
     from convexbn.gated.module import GatedConvolution, GatedModule
-
-BETA_FRACTION = 0.1  # of beta_max, as for the ReLU network
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,8 @@ class GatedFit:
             f"  time          {sum(self.seconds.values()):.2f} s ({stages})",
         ]
         return "\n".join(lines)
+
+    __repr__ = __str__  # a notebook shows what an object says, not its arrays
 
 
 def fit_gated_bn(
@@ -159,9 +160,7 @@ def fit_gated_bn(
     the_solver = _solver_of(solver, verbose)
     place = _Place(device, max_memory, shards or Shards())
     prepared = _prepare(X, y, loss, penalty, rank, patches, _Gates(gates, seed, lean), place)
-    largest = prepared.beta_max
-    strength = check_positive(beta, "beta") if beta is not None else check_positive(fraction, "fraction") * largest or 1.0
-    return prepared.fit(strength, the_solver, start)
+    return prepared.fit(choose_beta(beta, fraction, prepared.beta_max), the_solver, start)
 
 
 def fit_gated_path(

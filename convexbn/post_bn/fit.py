@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, Evidence
+from convexbn.choices import BETA_FRACTION, choose_beta
 from convexbn.export import to_torch
 from convexbn.judge import best_scale, dual_values
 from convexbn.losses import Loss, Squared, get_loss
@@ -24,7 +25,6 @@ from convexbn.validation import FloatArray, InputError, check_count, check_data,
 if TYPE_CHECKING:
     import torch
 
-BETA_FRACTION = 0.1  # of beta_max
 ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound
 
 
@@ -64,12 +64,15 @@ class PostFit:
             f"{self.network.neurons} neurons by {self.solver} in {self.seconds:.2f} s\n  {self.certificate}"
         )
 
+    __repr__ = __str__  # a notebook shows what an object says, not its arrays
+
 
 def fit_post_bn(
     X: npt.ArrayLike,
     y: npt.ArrayLike,
     *,
     beta: float | None = None,
+    fraction: float = BETA_FRACTION,
     loss: str | Loss = "squared",
     arrangements: str | int = "auto",
     solver: str | Conic = "auto",
@@ -90,7 +93,8 @@ def fit_post_bn(
     ----------
     X : (n, d) real numbers, n >= 2; not centred by anything
     y : (n,) targets, or (n, C) in closed form; -1 and +1 for logistic and hinge loss
-    beta : absolute; None takes 0.1 beta_max
+    beta : absolute; None takes `fraction` of beta_max
+    fraction : of beta_max, the smallest beta with the zero network as optimum; not read where beta is given
     loss : "squared", "logistic", "hinge", "huber", or a `Loss`
     arrangements : "auto" lists all of X; a number is a sample of that size, whose optimum is an upper bound
     solver : "auto" is the closed form where there is one, and else Clarabel; or a name that CVXPY knows, or `Conic(...)`
@@ -111,7 +115,7 @@ def fit_post_bn(
     reach = _reach(data, targets, arrangements, seed, closed=solver == "auto")
     pull = -the_loss.gradient(np.zeros(targets.shape), targets)
     largest = reach.price(pull)
-    strength = check_positive(beta, "beta") if beta is not None else BETA_FRACTION * largest if largest > 0 else 1.0
+    strength = choose_beta(beta, fraction, largest)
     dual: FloatArray | None = pull
     if strength >= largest:
         name, network = "none, as beta is at least beta_max", _recovered(data, reach.span, _no_neurons(reach.span, targets))

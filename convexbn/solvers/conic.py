@@ -171,7 +171,10 @@ def _check_installed(cp: Any, name: str) -> None:
     if name in SOLVER_MAP_CONIC and cp.SOC in SOLVER_MAP_CONIC[name].SUPPORTED_CONSTRAINTS:
         advice = HOW_TO_INSTALL.get(name, f"install it (see CVXPY's page on {name})")
         raise SolverUnavailable(f"{name} is not installed: {advice}; or use one of {', '.join(conic)}")
-    raise SolverUnavailable(f"solver {name!r} is no second-order cone solver that CVXPY knows: use one of {', '.join(conic)}")
+    raise SolverUnavailable(
+        f"solver {name!r} is no second-order cone solver that CVXPY knows: use one of {', '.join(conic)}; or 'auto', "
+        "'sliding', 'active set' or 'closed form'"
+    )
 
 
 def _formulate(cp: Any, program: Program, scaled: UnitProblem, f: Any, weights: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from convexbn.collapse import NeuralCollapse, neural_collapse
 from convexbn.export import from_torch, to_torch
 from convexbn.features import random_layers
 from convexbn.fit import Fit, beta_max, fit_convex_bn
-from convexbn.gated import GatedFit, GatedNetwork, GatedProgram, GatedSolution, GatedSolver, fit_gated_bn, fit_gated_path
+from convexbn.gated import GatedFit, GatedNetwork, GatedProgram, GatedSolution, GatedSolver, LocalGates, fit_gated_bn, fit_gated_path
 from convexbn.losses import Hinge, Huber, Logistic, Loss, Softmax, Squared
 from convexbn.network import Network, neurons_of, recover
 from convexbn.patches import Patches, Pooling
@@ -52,6 +52,7 @@ __all__ = [
     "Hinge",
     "Huber",
     "InputError",
+    "LocalGates",
     "Logistic",
     "Loss",
     "Network",

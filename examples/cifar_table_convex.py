@@ -10,6 +10,7 @@ from convexbn import (
     Certificate,
     Evidence,
     GatedSolver,
+    LocalGates,
     Network,
     Patches,
     SlidingFrankWolfe,
@@ -36,11 +37,14 @@ def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     """The gated program over random gates that lean to strong directions, beta a fraction of its beta_max. Not a ReLU network.
 
     With `directions`, on coordinates along so many principal directions of the pixels: the leading `rank` of them are those of the
-    pixels, and cheaper to come by. With `mirrored` too, on images and their mirror images, whose outputs are averaged: two patches of an
-    image. With `patch`, on the patches of the images.
+    pixels, and cheaper to come by. With `window` too, gates look at a square window each. With `mirrored` too, on images and their mirror
+    images, whose outputs are averaged: two patches of an image. With `patch`, on the patches of the images.
     """
     before = principal(part, settings["directions"]) if "directions" in settings else nn.Sequential(nn.Flatten())
     reading: dict[str, Any] = {}
+    gates: Any = settings["gates"]
+    if "window" in settings:
+        gates = LocalGates(gates, part.images.shape[1:], settings["window"], before[1].weight.numpy())
     if settings.get("mirrored"):
         reading["patches"] = Patches((1, before[1].out_features))
         before = nn.Sequential(WithMirror(before))
@@ -51,7 +55,7 @@ def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
     fit = fit_gated_bn(
         coordinates(before, part).numpy() if reading else coordinates(before, part).double().numpy(),
         part.targets,
-        gates=settings["gates"],
+        gates=gates,
         fraction=settings["fraction"],
         loss=settings["loss"],
         rank=settings["rank"],

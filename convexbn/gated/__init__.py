@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from convexbn.gated.cones import Conversion
 from convexbn.gated.fit import GatedFit, fit_gated_bn, fit_gated_path
+from convexbn.gated.gates import LocalGates
 from convexbn.gated.network import GatedNetwork
 from convexbn.gated.program import GatedProgram
 from convexbn.gated.solver import GatedSolution, GatedSolver
@@ -16,6 +17,7 @@ __all__ = [
     "GatedProgram",
     "GatedSolution",
     "GatedSolver",
+    "LocalGates",
     "Shards",
     "fit_gated_bn",
     "fit_gated_path",

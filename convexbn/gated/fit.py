@@ -14,7 +14,7 @@ from convexbn.certificate import Certificate, Evidence
 from convexbn.choices import BETA_FRACTION, choose_beta
 from convexbn.devices import check_device
 from convexbn.gated.cones import Conversion, to_relu
-from convexbn.gated.gates import choose_gates
+from convexbn.gated.gates import LocalGates, choose_gates
 from convexbn.gated.network import GatedNetwork
 from convexbn.gated.penalties import Penalty, get_penalty
 from convexbn.gated.program import GatedProgram
@@ -101,7 +101,7 @@ def fit_gated_bn(
     X: npt.ArrayLike,
     y: npt.ArrayLike,
     *,
-    gates: int | npt.ArrayLike = 100,
+    gates: int | LocalGates | npt.ArrayLike = 100,
     beta: float | None = None,
     fraction: float = BETA_FRACTION,
     loss: str | Loss = "squared",
@@ -132,7 +132,8 @@ def fit_gated_bn(
     ----------
     X : (n, d) real numbers, n >= 2; with `patches` images (n, c, h, w) of any real type
     y : (n,) targets, or (n, C) for C outputs; -1 and +1 for logistic and hinge loss, one-hot rows for softmax
-    gates : how many, drawn from a Gaussian on the basis, patterns that repeat or are empty left out; or (P, r+1) the g_i themselves
+    gates : how many, drawn from a Gaussian on the basis; or `LocalGates`, which look at a window of an image each; patterns that repeat
+        or are empty are left out. Or (P, r+1) the g_i themselves
     beta : absolute; None takes `fraction` of beta_max
     fraction : of beta_max, the smallest beta for which no gate carries weight
     loss : as in `fit_convex_bn`
@@ -168,7 +169,7 @@ def fit_gated_path(
     y: npt.ArrayLike,
     *,
     fractions: npt.ArrayLike | None = None,
-    gates: int | npt.ArrayLike = 100,
+    gates: int | LocalGates | npt.ArrayLike = 100,
     loss: str | Loss = "squared",
     penalty: str | Penalty = "group",
     rank: float | None = None,
@@ -220,7 +221,7 @@ def fit_gated_path(
 class _Gates(NamedTuple):
     """What gates are drawn by: arguments of `fit_gated_bn`."""
 
-    gates: int | npt.ArrayLike
+    gates: int | LocalGates | npt.ArrayLike
     seed: int
     lean: float
 

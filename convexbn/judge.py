@@ -32,7 +32,7 @@ TREE_GAP = 0.01  # with many columns; beyond it products of samples win more tha
 DUAL_STEPS = (100, 400)
 HALVES = (2, 3)  # half the degree of moments
 IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
-FEW_LOOKS, POLISHING = 2, 0.4  # of a factored training, of which each is a descent, and the share of the time that is kept for its price
+FEW_LOOKS = 2  # of a factored training, of which each is a descent
 FINE = 0.2  # of the gap, for the price of several outputs when all else has been done
 FIRST = 0.25  # of the time, at most, for the price of each candidate
 # Seconds that it has anyway, so that a budget of 0 leaves the proof to the relaxation; no more with several outputs: other proofs win more.
@@ -182,17 +182,12 @@ class Judge:
         return found
 
     def _by_factors(self, found: Bound, objective: float) -> Bound:
-        """The best bound of the training problem relaxed to second moments, for many samples, and of its price polished at the end."""
+        """The best bound of the training problem relaxed to second moments, for many samples."""
         directions, outputs = self.neurons
         neurons = directions.T, outputs.reshape(len(outputs))
         problem = self.basis, self.y, self.loss, self.beta
         training = FactoredTraining(*problem, *neurons, pooling=self.pooling, device=self.device)
-        enough = self.deadline - POLISHING * self.left
-        found = self._by_training(training, found, objective, patience=FEW_LOOKS, deadline=enough)
-        if self.left == 0.0:
-            return found
-        v = -self.loss.project(-training.dual, self.y)
-        return max(found, self.scaled(v, replace(found.price, upper=training.polished(v, self.deadline))), key=lambda bound: bound.proved)
+        return self._by_training(training, found, objective, patience=FEW_LOOKS)
 
     def _by_joint_moments(self, found: Bound, objective: float) -> Bound:
         """The best bound of the training problem relaxed to joint moments, the tightest, which takes all of the time that it is given."""
@@ -200,13 +195,11 @@ class Judge:
         training = JointTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs.reshape(len(outputs)))
         return self._by_training(training, found, objective, patience=np.inf)
 
-    def _by_training(
-        self, training: Training, found: Bound, objective: float, *, patience: float = PATIENCE, deadline: float = np.inf
-    ) -> Bound:
-        """The best bound on the way, as long as the gap gets smaller by percents, until the judge's own deadline or an earlier one."""
-        idle, best, end = 0, -np.inf, min(deadline, self.deadline)
-        while idle < patience and time.perf_counter() < end and objective - found.proved > PROOF_GAP * objective:
-            training.advance(end)
+    def _by_training(self, training: Training, found: Bound, objective: float, *, patience: float = PATIENCE) -> Bound:
+        """The best bound on the way, as long as the gap gets smaller by percents."""
+        idle, best = 0, -np.inf
+        while idle < patience and self.left > 0.0 and objective - found.proved > PROOF_GAP * objective:
+            training.advance(self.deadline)
             v = -self.loss.project(-training.dual, self.y)
             better = self.scaled(v, replace(found.price, lower=0.0, upper=training.price(v)))
             idle = 0 if better.proved - best > IDLE * (objective - better.proved) else idle + 1

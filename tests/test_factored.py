@@ -52,11 +52,11 @@ def test_both_sides_meet(loss: Loss) -> None:
         run.advance(np.inf)
     v = -loss.project(-run.dual, y)
     beta = run.beta * run.unit
-    scale = min(1.0, beta / run.polished(v, np.inf))
+    scale = min(1.0, beta / run.price(v))
     value = run.unit**2 * run.objective(run.factors)[0]
     bound = -loss.conjugate(-scale * v, y)
     assert bound <= value * (1.0 + 1e-9)
-    assert bound == pytest.approx(value, rel=3e-3)
+    assert bound == pytest.approx(value, rel=5e-4)
 
 
 @pytest.mark.parametrize("name", ["general", *degenerate_data()])
@@ -71,7 +71,6 @@ def test_prices_are_never_below_the_exact_ones(name: str) -> None:
         for v in (run.dual, generator.standard_normal(len(basis))):
             exact = listed_price(basis, v).lower
             assert run.price(v) >= exact * (1.0 - 1e-12)
-            assert run.polished(v, np.inf) >= exact * (1.0 - 1e-12)
         run.advance(np.inf)
         run.factors = run.factors * generator.choice([0.0, 1e-8, 1.0, 1e8], run.factors.shape) if stage else run.factors
 
@@ -82,8 +81,7 @@ def test_prices_are_as_good_as_those_of_descent_on_multipliers() -> None:
     for _ in factored.WIDTHS:
         run.advance(np.inf)
     other = bound_by_relaxation(basis, run.dual, np.eye(2, 5), BOTH)
-    assert run.price(run.dual) <= other * 1.01
-    assert run.polished(run.dual, np.inf) <= run.price(run.dual)
+    assert run.price(run.dual) <= other
 
 
 def test_it_begins_at_the_network() -> None:
@@ -91,7 +89,7 @@ def test_it_begins_at_the_network() -> None:
     basis, y = problem(Squared())
     directions, outputs = np.random.default_rng(2).standard_normal((2, 4)), np.array([0.7, -0.4])
     run = FactoredTraining(basis, y, Squared(), 0.1, directions, outputs)
-    run.factors = np.stack([factored._factor(*unit) for unit in _sides(directions, outputs / run.unit)])
+    run.factors = np.stack([factored._factor(*unit, 4) for unit in _sides(directions, outputs / run.unit)])
     run.width = 1e-9 * run.width
     f = np.maximum(basis @ directions.T, 0.0) @ outputs
     expected = Squared().value(f, y) + 0.1 * np.linalg.norm(directions, axis=1) @ np.abs(outputs)
@@ -106,7 +104,7 @@ def _sides(directions: np.ndarray, outputs: np.ndarray) -> list[tuple[np.ndarray
 def test_factors_hold_the_moments() -> None:
     directions = np.linalg.qr(np.random.default_rng(0).standard_normal((5, 5)))[0]
     masses = np.array([0.5, 2.0, 0.0, 1.0, 0.25])
-    s = factored._factor(directions, masses)
+    s = factored._factor(directions, masses, 5)
     assert np.sum(s**2) == pytest.approx(np.sum(masses))
     np.testing.assert_allclose(s @ s.T, (directions.T * masses) @ directions, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(s) * s[:, 0], masses @ directions, atol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -68,10 +69,18 @@ def random_multipliers(relaxation: Relaxation, seed: int) -> np.ndarray:
     return np.clip(bottom + share * (top - bottom), low, high)
 
 
+def random_slants(basis: np.ndarray, seed: int) -> np.ndarray:
+    """Directions of any length for the slants: some along the samples, some almost, some nowhere."""
+    generator = np.random.default_rng(seed)
+    turns = generator.choice([1e-9, 0.1, 1.0, 10.0], (len(basis), 1)) * generator.standard_normal(basis.shape)
+    return generator.choice([0.0, 1e-6, 1.0, 1e6], (len(basis), 1)) * (basis + turns)
+
+
 def cases_in_regions(seed: int) -> list[tuple[Relaxation, np.ndarray, np.ndarray]]:
-    """One random case on the whole sphere and in a region, each with a V and random multipliers."""
+    """One random case on the whole sphere, in a region and with slants, each with a V and random multipliers."""
     basis, v = random_case(seed)
-    relaxations = Relaxation(basis), Relaxation(basis, random_region(basis, seed)[0])
+    region = random_region(basis, seed)[0]
+    relaxations = Relaxation(basis), Relaxation(basis, region), Relaxation(basis, toward=random_slants(basis, seed))
     return [(relaxation, v, random_multipliers(relaxation, seed)) for relaxation in relaxations]
 
 
@@ -129,9 +138,9 @@ def test_boxes_stopped_early_still_bound(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("whole", [True, False], ids=["whole sphere", "region"])
-def test_gradients_of_the_smoothed_bound(seed: int, whole: bool) -> None:
-    relaxation, v, x = cases_in_regions(seed)[0 if whole else 1]
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["whole sphere", "region", "slants"])
+def test_gradients_of_the_smoothed_bound(seed: int, place: int) -> None:
+    relaxation, v, x = cases_in_regions(seed)[place]
     n = len(v)
     x[:n] = np.maximum(x[:n], np.log(0.1 * relaxation.height))
     found, point = relaxation.smoothed(v, x, 0.1), np.concatenate([v, x])
@@ -207,7 +216,9 @@ def test_any_multipliers_bound_every_point_of_the_region(seed: int, kind: str) -
     v = {"random": v, "one sign": np.abs(v), "integers": np.round(v), "huge": 1e9 * v}[kind]
     region, points = random_region(basis, seed)
     everywhere = random_directions(2000, basis.shape[1], (seed,))
-    for relaxation, where in ((Relaxation(basis, region), points), (Relaxation(basis), np.concatenate([points, everywhere]))):
+    everywhere = np.concatenate([points, everywhere])
+    slanted = [Relaxation(basis, toward=random_slants(basis, seed)), Relaxation(basis, toward=basis @ np.diag(everywhere[0]))]
+    for relaxation, where in ((Relaxation(basis, region), points), *((whole, everywhere) for whole in (Relaxation(basis), *slanted))):
         dearest = float(np.max(np.maximum(where @ basis.T, 0.0) @ v))
         for number in range(4):
             x = random_multipliers(relaxation, seed + number)
@@ -244,6 +255,16 @@ def test_small_regions_have_the_bound_of_their_centre(seed: int) -> None:
         assert worth <= relaxation.value(v, x) <= worth + 2.0 * radius * scale
 
 
+def slope(relaxation: Relaxation, i: int, h: Fraction, row: list[Fraction], p: list[Fraction]) -> Fraction:
+    """g_i^T s, to forty digits."""
+    if relaxation.toward is None:
+        return sum(u * q for u, q in zip(row, p[1:], strict=True)) / h
+    toward = [Fraction(float(entry)) for entry in relaxation.toward[i]]
+    square = sum(entry**2 for entry in toward)
+    root = Fraction(math.isqrt(int(square * 10**80)), 10**40) if square else Fraction(1)
+    return sum(u * q for u, q in zip(toward, p[1:], strict=True)) / root
+
+
 def exact_value(relaxation: Relaxation, v: np.ndarray, x: np.ndarray, point: np.ndarray) -> Fraction:
     """p^T M p / p^T p + const in exact fractions, M and const written again from the definition of the relaxation; at most the bound."""
     n, p = len(v), [Fraction(float(entry)) for entry in point]
@@ -261,7 +282,7 @@ def exact_value(relaxation: Relaxation, v: np.ndarray, x: np.ndarray, point: np.
             total += value * t**2 / (2 * a)
             constant += value * a / 4
         else:
-            total += value * (k * t**2 / h + (1 - k) * c * t * p[0])
+            total += value * (k * t * slope(relaxation, i, h, rows[i], p) + (1 - k) * c * t * p[0])
     for multiplier, cut in zip(x[3 * n + 1 :], relaxation._cuts, strict=True):
         form = sum(Fraction(float(cut[i, j])) * p[i] * p[j] for i in range(len(p)) for j in range(len(p)))
         total += Fraction(float(multiplier)) * form
@@ -273,7 +294,7 @@ def exact_value(relaxation: Relaxation, v: np.ndarray, x: np.ndarray, point: np.
 def test_the_rounding_margin_covers_rational_arithmetic(seed: int, size: float) -> None:
     """The largest eigenvalue is at least the quotient at any vector; at the float64 eigenvector it is that, to twice the digits."""
     for relaxation, v, x in cases_in_regions(seed):
-        matrix = relaxation._lift(relaxation.basis, size * v, x)[0]
+        matrix = relaxation._lift(relaxation.basis, relaxation._slants, size * v, x)[0]
         vector = np.linalg.eigh(matrix)[1][:, -1]
         exact = exact_value(relaxation, size * v, x, vector)
         found = Fraction(relaxation.value(size * v, x))
@@ -336,5 +357,9 @@ def test_sums_in_chunks_are_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relaxation_module, "ROWS", 4)
     basis, weights = random_case(3)
     matrix = np.random.default_rng(0).standard_normal((basis.shape[1], basis.shape[1]))
-    assert np.allclose(relaxation_module._weighted_gram(basis, weights), basis.T @ np.diag(weights) @ basis, atol=1e-14)
-    assert np.allclose(relaxation_module._forms(basis, matrix), np.diag(basis @ matrix @ basis.T), atol=1e-14)
+    matrix, slants = matrix + matrix.T, random_slants(basis, 3)
+    mixed = basis.T @ np.diag(weights**2) @ slants
+    expected = basis.T @ np.diag(weights) @ basis + 0.5 * (mixed + mixed.T)
+    np.testing.assert_allclose(relaxation_module._weighted_gram(basis, slants, weights, weights**2), expected, rtol=1e-12, atol=1e-13)
+    forms = [np.diag(basis @ matrix @ other.T) for other in (basis, slants)]
+    np.testing.assert_allclose(relaxation_module._forms(basis, slants, matrix), forms, rtol=1e-12, atol=1e-13)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,32 +14,35 @@ from convexbn.patches import NO_POOLING, Pooling
 from convexbn.pricing.cells import trivial_bound
 from convexbn.pricing.moments import SIGNS, unit_neurons
 from convexbn.pricing.nonnegative import mass_near
-from convexbn.pricing.products import Products
-from convexbn.pricing.relaxation import STEPS_OF_LARGE, Relaxation, stop_at
+from convexbn.pricing.products import AnyFloats, Products
+from convexbn.pricing.relaxation import Relaxation, stop_at
 from convexbn.threads import side_by_side
 from convexbn.validation import FloatArray
 
-COLUMNS = 20  # of a factor: on 50,000 samples and 200 features prices end at 1.027 beta with 10, at 1.016 with 16
-WIDTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # of the kinks, in the unit mass ||u_i|| / sqrt(r+1), the root mean square of t_i
-STEPS = 150  # of descent between two looks at the bound
+WIDTHS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the kinks, in the unit mass ||u_i|| / sqrt(r+1), the root mean square of t_i
+COLUMNS = (20, 40, 60, 80, 100)  # of a factor at each width: on 50,000 samples and 200 features 24 end at 1.15 beta, 40 at 1.08
+STEPS = 60  # of descent between two looks at the bound
 EVALUATIONS = 1.2  # of the objective in a step
 OFFSET, DEAD = 0.1, 1e-3  # of the mass, at random, so that no neuron begins at 0, a saddle; and so little that it is begun again
-POLISH = (0.003, 0.001)  # temperatures of the last descent, on all multipliers
+GROWTH = 0.01  # of a neuron's own mass, at random, in its new columns
 FLAT = 1e6  # steps of a proximal map from which it ends where a loss is least
 
 
 class _Neuron(NamedTuple):
     """A relaxed neuron: its pre-activations T = U's (n, k), their sizes q_i = ||T_i||^2, its length ||s||, mean and rounded kinks.
 
-    mean m_i = ||s|| T_i1; root, straight and apart are sqrt(x^2 + width_i^2) for x = ||s|| ||T_i||, m_i and q_i / h_i - straight_i.
+    mean m_i = ||s|| T_i1; turned T s^T s; root, straight, bent and apart are sqrt(x^2 + width_i^2) for x = ||s|| ||T_i||, m_i,
+    ||s T_i|| and bent_i - straight_i.
     """
 
-    t: FloatArray
+    t: AnyFloats
+    turned: AnyFloats
     length: float
     square: FloatArray
     mean: FloatArray
     root: FloatArray
     straight: FloatArray
+    bent: FloatArray
     apart: FloatArray
     share: FloatArray
 
@@ -53,14 +56,14 @@ class FactoredTraining:
     """The training problem with one output relaxed to second moments of its neurons: dual points, with proofs of their bounds.
 
     A network is two measures on the unit sphere, of the neurons with positive and with negative output. Of each the relaxation of
-    `Relaxation` keeps the mass mu, m = E s and S = E s s^T, tr S = mu, and lets each sample choose, with h_i = ||u_i||,
+    `Relaxation` keeps the mass mu, m = E s and S = E s s^T, tr S = mu, and lets each sample choose
 
-        max(u_i^T S u_i / h_i, |u_i^T m|)  <=  E |t_i|  <=  sqrt(mu u_i^T S u_i).
+        max(||S u_i||, |u_i^T m|)  <=  E |t_i|  <=  sqrt(mu u_i^T S u_i).
 
     With [[mu, m^T], [m, S]] = B B^T (Burer and Monteiro 2003), turned so that the first row of B is (sqrt(mu), 0, ..., 0), the rest
     of B is a matrix s with ||s||^2 = mu and no constraint is left: a neuron whose pre-activations T = U's are vectors, with
 
-        (m_i + max(||T_i||^2 / h_i, |m_i|)) / 2  <=  E (t_i)_+  <=  (m_i + ||s|| ||T_i||) / 2,        m_i = ||s|| T_i1.
+        (m_i + max(||s T_i||, |m_i|)) / 2  <=  E (t_i)_+  <=  (m_i + ||s|| ||T_i||) / 2,        m_i = ||s|| T_i1.
 
     f_i = E_+ (t_i)_+ - E_- (t_i)_+ is what suits the loss best in its interval, and the penalty is beta (||s_+||^2 + ||s_-||^2). With
     kinks rounded, at falling widths, that is descent in 2 (r+1) k numbers, whose gradient takes four products with U' and no
@@ -94,7 +97,8 @@ class FactoredTraining:
         s, w = unit_neurons(directions, outputs / self.unit)
         self.mass = mass_near(float(np.sum(np.abs(w))), self.y, self.loss, self.beta)
         self.stage = 0
-        self.factors = np.stack([_factor(s, np.maximum(sign * w, 0.0)) + noise for sign, noise in zip(SIGNS, self._noise(), strict=True)])
+        self.factors = np.stack([_factor(s, np.maximum(sign * w, 0.0), self._columns()) for sign in SIGNS])
+        self.factors += self._noise(self.factors.shape, OFFSET * self.mass)
         self.width = self._width()
         self.entries = basis.size
 
@@ -104,8 +108,7 @@ class FactoredTraining:
 
         self.width = self._width()
         self.stage += 1
-        dead = np.sum(self.factors**2, axis=(1, 2)) < DEAD * self.mass
-        self.factors = self.factors + np.where(dead[:, None, None], self._noise(), 0.0)
+        self._widen()
         unit = self.loss.value(np.zeros_like(self.y), self.y) or 1.0
         with side_by_side(self.entries) as mapped:
 
@@ -124,9 +127,20 @@ class FactoredTraining:
     def _width(self) -> FloatArray:
         return np.asarray(self.mass * WIDTHS[min(self.stage, len(WIDTHS) - 1)] / np.sqrt(len(self.factors[0])) * self.height)
 
-    def _noise(self) -> FloatArray:
-        noise = np.random.default_rng(self.stage).standard_normal((2, self.products.basis.shape[1], COLUMNS))
-        return np.asarray(noise * np.sqrt(OFFSET * self.mass / noise[0].size))
+    def _columns(self) -> int:
+        return min(int(self.products.basis.shape[1]) + 1, COLUMNS[min(self.stage, len(COLUMNS) - 1)])
+
+    def _widen(self) -> None:
+        """More columns, a little off zero, where descent would not move; and a neuron that has died begins again."""
+        masses = np.sum(self.factors**2, axis=(1, 2), keepdims=True)
+        more = self._columns() - self.factors.shape[2]
+        alive = self.factors + np.where(masses < DEAD * self.mass, self._noise(self.factors.shape, OFFSET * self.mass), 0.0)
+        self.factors = np.concatenate([alive, self._noise((*masses.shape[:1], alive.shape[1], more), GROWTH * masses)], axis=2)
+
+    def _noise(self, shape: tuple[int, ...], mass: FloatArray | float) -> FloatArray:
+        """Two factors of so much mass."""
+        noise = np.random.default_rng(self.stage).standard_normal(shape)
+        return np.asarray(noise * np.sqrt(mass / max(1, noise[0].size)))
 
     def objective(self, factors: FloatArray, mapped: Callable[..., Any] = map) -> tuple[float, FloatArray]:
         """The relaxed objective at factors (2, r+1, k), with kinks rounded, and its gradient."""
@@ -140,15 +154,17 @@ class FactoredTraining:
 
     def _neuron(self, s: FloatArray) -> _Neuron:
         t, length = self.products.images(s), float(np.linalg.norm(s))
-        square, mean, spread = np.einsum("ik,ik->i", t, t), length * t[:, 0], self.width**2
-        straight = np.sqrt(mean**2 + spread)
-        ahead = square / self.height - straight
-        apart = np.sqrt(ahead**2 + spread)
-        return _Neuron(t, length, square, mean, np.sqrt(length**2 * square + spread), straight, apart, 0.5 * (1.0 + ahead / apart))
+        turned = t @ (s.T @ s).astype(t.dtype)
+        square, turns = (np.einsum("ik,ik->i", other, t).astype(np.float64) for other in (t, turned))
+        mean, spread = length * t[:, 0].astype(np.float64), self.width**2
+        root, straight, bent = (np.sqrt(x + spread) for x in (length**2 * square, mean**2, np.maximum(turns, 0.0)))
+        apart = np.sqrt((bent - straight) ** 2 + spread)
+        share = 0.5 * (1.0 + (bent - straight) / apart)
+        return _Neuron(t, turned, length, square, mean, root, straight, bent, apart, share)
 
     def _lower(self, neuron: _Neuron) -> FloatArray:
         """The least that E (t_i)_+ can be, (n,)."""
-        return 0.5 * (neuron.mean + 0.5 * (neuron.square / self.height + neuron.straight + neuron.apart))
+        return 0.5 * (neuron.mean + 0.5 * (neuron.bent + neuron.straight + neuron.apart))
 
     def _outputs(self, neurons: list[_Neuron]) -> tuple[FloatArray, FloatArray]:
         """The f_i in their intervals where the loss is least, and V."""
@@ -166,11 +182,13 @@ class FactoredTraining:
         upper, lower = np.minimum(by_feature, 0.0), np.maximum(by_feature, 0.0)
         by_mean = 0.5 * (upper + lower + lower * (1.0 - neuron.share) * neuron.mean / neuron.straight)
         by_root = 0.5 * upper / neuron.root
-        by_square = 0.5 * by_root * neuron.length**2 + 0.5 * lower * neuron.share / self.height
-        by_t = 2.0 * by_square[:, None] * neuron.t
-        by_t[:, 0] += by_mean * neuron.length
+        by_turns = 0.25 * lower * neuron.share / neuron.bent
+        narrow, turning = ((factor.astype(neuron.t.dtype))[:, None] for factor in (by_root * neuron.length**2, 2.0 * by_turns))
+        by_t = narrow * neuron.t + turning * neuron.turned
+        by_t[:, 0] += (by_mean * neuron.length).astype(by_t.dtype)
+        by_gram = neuron.t.T @ (turning * neuron.t)
         by_length = float(by_mean @ neuron.t[:, 0]) + neuron.length * float(by_root @ neuron.square)
-        return self.products.adjoint(by_t) + by_length / max(neuron.length, 1e-300) * s
+        return self.products.adjoint(by_t) + s @ by_gram + by_length / max(neuron.length, 1e-300) * s
 
     @property
     def dual(self) -> FloatArray:
@@ -179,44 +197,36 @@ class FactoredTraining:
 
     def price(self, v: FloatArray) -> float:
         """A proved upper bound on h(v), v (n,) best `dual`, by the present multipliers."""
-        return self._larger(v, ())
-
-    def polished(self, v: FloatArray, deadline: float) -> float:
-        """The same after descent on all multipliers, each of both signs until `time.perf_counter` reaches the deadline."""
-        return self._larger(v, POLISH, deadline)
-
-    def _larger(self, v: FloatArray, temperatures: tuple[float, ...], deadline: float = np.inf) -> float:
         rows = self.pooling.spread(v / self.unit)
         with side_by_side(self.entries) as mapped:
-            side = partial(self._side, temperatures=temperatures, deadline=deadline)
-            return self.unit * float(max(mapped(side, SIGNS[:, None] * rows, map(self._neuron, self.factors))))
+            return self.unit * float(max(mapped(self._side, SIGNS[:, None] * rows, self.factors)))
 
-    def _side(self, v: FloatArray, neuron: _Neuron, temperatures: tuple[float, ...], deadline: float) -> float:
-        """The bound for one sign, never above ||(v)_+||: slopes of the rounded kinks are the multipliers a, k and c of `Relaxation`."""
-        limits = self.relaxation.limits
+    def _side(self, v: FloatArray, s: FloatArray) -> float:
+        """The bound for one sign, never above ||(v)_+||: slopes of the rounded kinks are the multipliers a, g, k and c of `Relaxation`."""
+        neuron = self._neuron(s)
+        if neuron.length**2 < DEAD * self.mass:  # no multipliers are left of it
+            uphill = self.relaxation.basis.T @ np.maximum(v, 0.0)
+            return self.relaxation.bound(v, uphill / max(float(np.linalg.norm(uphill)), 1e-300), enough=self.beta)
+        relaxation = replace(self.relaxation, toward=neuron.t @ s.T)
+        limits = relaxation.limits
         a = np.log(np.maximum(neuron.root / max(neuron.length**2, 1e-300), 1e-300))
         x = np.concatenate([a, neuron.share, neuron.mean / neuron.straight, [0.0]])
-        x = self.relaxation.shifted(v, np.clip(x, limits.lb, limits.ub))
-        best = min(self.relaxation.value(v, x), trivial_bound(v))
-        for temperature in temperatures:
-            if time.perf_counter() < deadline:
-                x = self.relaxation.descend(v, x, temperature, self.beta, STEPS_OF_LARGE, deadline)
-                best = min(best, self.relaxation.value(v, x))
-        return best
+        x = relaxation.shifted(v, np.clip(x, limits.lb, limits.ub))
+        return min(relaxation.value(v, x), trivial_bound(v))
 
 
-def _factor(directions: FloatArray, masses: FloatArray) -> FloatArray:
-    """s (r+1, k) of neurons with those unit directions and masses, as far as k columns go.
+def _factor(directions: FloatArray, masses: FloatArray, count: int) -> FloatArray:
+    """s (r+1, k), k = `count`, of neurons with those unit directions and masses, as far as k columns go.
 
     B has the columns sqrt(mass_j) (1, s_j); a reflection takes its first row to the first axis.
     """
-    factor = np.zeros((directions.shape[1], COLUMNS))
+    factor = np.zeros((directions.shape[1], count))
     roots = np.sqrt(masses[masses > 0])
     if len(roots):
         normal = roots / np.linalg.norm(roots) - np.eye(1, len(roots))[0]
         turned = directions[masses > 0].T * roots
         turned -= 2.0 * np.outer(turned @ normal, normal) / max(float(normal @ normal), 1e-300)
         columns, sizes, _ = np.linalg.svd(turned[:, 1:], full_matrices=False)
-        kept = np.concatenate([turned[:, :1], columns * sizes], axis=1)[:, :COLUMNS]
+        kept = np.concatenate([turned[:, :1], columns * sizes], axis=1)[:, :count]
         factor[:, : kept.shape[1]] = kept
     return factor

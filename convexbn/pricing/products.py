@@ -22,19 +22,19 @@ class Products:
 
             self.on_device = torch.as_tensor(self.basis, device=device)
 
-    def images(self, s: FloatArray) -> FloatArray:
+    def images(self, s: FloatArray) -> AnyFloats:
         """U' s, shape (n, k), for s (r+1, k)."""
         return self._product(s, transposed=False)
 
-    def adjoint(self, g: FloatArray) -> FloatArray:
+    def adjoint(self, g: AnyFloats) -> AnyFloats:
         """U'^T g, shape (r+1, k), for g (n, k)."""
         return self._product(g, transposed=True)
 
-    def _product(self, other: FloatArray, *, transposed: bool) -> FloatArray:
-        narrow: AnyFloats = other.astype(self.basis.dtype)
+    def _product(self, other: AnyFloats, *, transposed: bool) -> AnyFloats:
+        narrow = other.astype(self.basis.dtype, copy=False)
         if self.device == "cpu":
-            return np.asarray((self.basis.T if transposed else self.basis) @ narrow, dtype=np.float64)
+            return np.asarray((self.basis.T if transposed else self.basis) @ narrow)
         import torch
 
         matrix = self.on_device.T if transposed else self.on_device
-        return np.asarray((matrix @ torch.as_tensor(narrow, device=self.device)).cpu().numpy(), dtype=np.float64)
+        return np.asarray((matrix @ torch.as_tensor(narrow, device=self.device)).cpu().numpy())

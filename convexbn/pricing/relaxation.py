@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -88,14 +88,17 @@ class Relaxation:
     v_i (t_i)_+ = v_i t_i / 2 + v_i |t_i| / 2, and on the unit sphere, for multipliers of each sample,
 
         v_i > 0:   |t_i| <= t_i^2 / (2 a_i) + a_i / 2                                     a_i > 0
-        v_i < 0:   |t_i| >= k_i t_i^2 / h_i + (1 - k_i) c_i t_i                           0 <= k_i <= 1, -1 <= c_i <= 1
+        v_i < 0:   |t_i| >= k_i t_i g_i^T s + (1 - k_i) c_i t_i                           0 <= k_i <= 1, -1 <= c_i <= 1
 
-    with h_i >= |t_i|, in general ||u_i||, so the value is at most s^T A s + b^T s + const. With x = (1, s), whose two parts have
+    with slants g_i, |g_i^T s| <= 1, so the value is at most s^T A s + b^T s + const. With x = (1, s), whose two parts have
     norm 1 each, that is x^T H x / 2 for H = [[0, b^T], [b, 2 A]], and for every number z it is at most
     lambda_max(H + z e_0 e_0^T) - z/2 + const. The bound holds for all multipliers (a, k, c, z), of which a sample uses those of
     its sign; descent makes it small, on the smoothed eigenvalue T log tr exp(H/T) with T going to 0, as the largest eigenvalue is
     multiple at the optimum wherever the relaxation is not exact. For fixed multipliers the bound is convex in v, with kinks where
     a v_i changes its sign: `improve_dual` descends on both.
+
+    Any g_i of norm 1 will do, best S u_i / ||S u_i|| for S = E s s^T of the measure where the bound is attained: no other
+    lower bound on E |t_i| by S alone is above ||S u_i||. Without it g_i = u_i / h_i, h_i >= |t_i|, in general ||u_i||.
 
     In a region of the sphere each t_i has a range: h_i falls, and where the sign of t_i is known its term is exact. The cuts
     q_k^T s >= o_k enter by themselves and as products of pairs, with multipliers l >= 0.
@@ -107,10 +110,12 @@ class Relaxation:
     ----------
     basis : (n, r+1) U'
     region : the part of the sphere; None stands for all of it
+    toward : (n, r+1) vectors along the g_i, of any length; None stands for the rows of the basis, divided by h_i
     """
 
     basis: FloatArray
     region: Region | None = None
+    toward: FloatArray | None = None
 
     def bound(
         self, v: FloatArray, direction: FloatArray, *, steps: int | None = None, enough: float = 0.0, seconds: float = np.inf
@@ -133,16 +138,18 @@ class Relaxation:
     def _bound_of_unit_size(self, v: FloatArray, direction: FloatArray, steps: int, enough: float, deadline: float) -> float:
         worth = float(v @ np.maximum(self.basis @ direction, 0.0))
         scale = worth if worth > 0 else float(np.linalg.norm(v))
-        x = self.start(direction)
+        slanted, x = self, self.start(direction)
         best = np.inf
         for temperature in TEMPERATURES:
             if time.perf_counter() > deadline:
                 break
-            x = self.descend(v, x, temperature, scale, steps, deadline)
-            before, best = best, min(best, self.value(v, x))
+            x = slanted.descend(v, x, temperature, scale, steps, deadline)
+            before, best = best, min(best, slanted.value(v, x))
             slow = self.basis.size >= LARGE and before - best < WORTHWHILE * best
             if slow or best <= max(enough, scale * (1.0 + 1e-5)):
                 break
+            if self.region is None:
+                slanted = replace(self, toward=self.basis @ slanted.smoothed(v, x, temperature * scale).density[1:, 1:])
         return max(0.0, min(best, trivial_bound(v)))
 
     def descend(self, v: FloatArray, x: FloatArray, temperature: float, scale: float, steps: int, deadline: float = np.inf) -> FloatArray:
@@ -180,7 +187,7 @@ class Relaxation:
         Matrix entries and constant are sums of at most n products, within (n + 2) eps of the sum of their sizes; the eigenvalue
         solver is backward stable, and the eigenvalue moves by at most the norm of the error. The factor 8 is generous.
         """
-        matrix, constant, size = self._lift(self.basis, v, x)
+        matrix, constant, size = self._lift(self.basis, self._slants, v, x)
         largest = float(np.linalg.eigvalsh(matrix)[-1])
         terms = len(v) + len(matrix) + len(self._cuts)
         rounding = 8.0 * terms * float(np.finfo(np.float64).eps) * (size + float(np.linalg.norm(matrix)))
@@ -190,7 +197,7 @@ class Relaxation:
         """The multipliers x with the best z for the others: the bound is convex in it, and at its least |z| <= 3 ||H||."""
         from scipy.optimize import minimize_scalar
 
-        matrix = self._lift(self.basis, v, np.where(np.arange(len(x)) == 3 * len(v), 0.0, x))[0]
+        matrix = self._lift(self.basis, self._slants, v, np.where(np.arange(len(x)) == 3 * len(v), 0.0, x))[0]
         corner = np.zeros_like(matrix)
         corner[0, 0] = 1.0
         limit = 3.0 * float(np.linalg.norm(matrix, 2))
@@ -205,19 +212,19 @@ class Relaxation:
 
     def smoothed(self, v: FloatArray, x: FloatArray, temperature: float) -> SmoothBound:
         """T log tr exp((H + z e_0 e_0^T) / T) - z/2 + const, an upper bound as well, with its gradients."""
-        matrix, constant, _ = self._lift(self._rough, v, x)
+        matrix, constant, _ = self._lift(self._rough, self._rough_slants, v, x)
         a, k, c = self._split(x)
-        rising, height = (v > 0) & self._open, self.height
+        rising = (v > 0) & self._open
         falling = (v <= 0) & self._open
         values, vectors = np.linalg.eigh(matrix)
         weights = np.exp((values - values[-1]) / temperature)
         total = float(weights.sum())
         density = (vectors * (weights / total)) @ vectors.T
-        t, square = 2.0 * self.basis @ density[1:, 0], 2.0 * _forms(self._rough, density[1:, 1:])
-        bent = np.where(falling, 0.5 * (k * square / height + (1.0 - k) * c * t), 0.5 * self._sign * t)
+        t, (square, slanted) = 2.0 * self.basis @ density[1:, 0], 2.0 * _forms(self._rough, self._rough_slants, density[1:, 1:])
+        bent = np.where(falling, 0.5 * (k * slanted + (1.0 - k) * c * t), 0.5 * self._sign * t)
         by_v = 0.5 * t + np.where(rising, 0.25 * (square / a + a), bent)
         by_a = np.where(rising, 0.25 * v * (a - square / a), 0.0)
-        by_k = np.where(falling, 0.5 * v * (square / height - c * t), 0.0)
+        by_k = np.where(falling, 0.5 * v * (slanted - c * t), 0.0)
         by_c = np.where(falling, 0.5 * v * (1.0 - k) * t, 0.0)
         by_cuts = np.einsum("kij,ij->k", self._cuts, density)
         value = float(values[-1]) + temperature * float(np.log(total)) + constant
@@ -227,6 +234,18 @@ class Relaxation:
     def _rough(self) -> AnyFloats:
         """U' in float32 where it is large: good enough for descent; a bound is always evaluated in float64."""
         return self.basis.astype(np.float32) if self.basis.size >= LARGE else self.basis
+
+    @cached_property
+    def _slants(self) -> FloatArray:
+        """The g_i, (n, r+1)."""
+        if self.toward is None:
+            return self.basis / np.maximum(self.height, 1e-300)[:, None]
+        toward = self.toward.astype(np.float64)
+        return np.asarray(toward / np.maximum(np.linalg.norm(toward, axis=1), 1e-300)[:, None])
+
+    @cached_property
+    def _rough_slants(self) -> AnyFloats:
+        return self._slants.astype(self._rough.dtype)
 
     @cached_property
     def _lengths(self) -> FloatArray:
@@ -270,40 +289,46 @@ class Relaxation:
         n = len(self.basis)
         return np.exp(x[:n]), x[n : 2 * n], x[2 * n : 3 * n]
 
-    def _lift(self, basis: AnyFloats, v: FloatArray, x: FloatArray) -> tuple[FloatArray, float, float]:
+    def _lift(self, basis: AnyFloats, slants: AnyFloats, v: FloatArray, x: FloatArray) -> tuple[FloatArray, float, float]:
         """H + z e_0 e_0^T + sum_k l_k C_k, the constant less z/2, and the sum of the sizes of all terms, for the rounding.
 
-        `basis` is U', or U' in float32 for descent.
+        `basis` is U', or U' in float32 for descent, and the slants as well.
         """
         a, k, c = self._split(x)
-        rising, height = (v > 0) & self._open, self.height
+        rising = (v > 0) & self._open
         falling = (v <= 0) & self._open
-        quadratic = np.where(rising, v / (4.0 * a), np.where(falling, v * k / (2.0 * height), 0.0))
+        convex, concave = np.where(rising, v / (4.0 * a), 0.0), np.where(falling, 0.5 * v * k, 0.0)
         linear = 0.5 * v * (1.0 + np.where(falling, (1.0 - k) * c, self._sign))
         width, z, multipliers = self.basis.shape[1], float(x[3 * len(v)]), x[3 * len(v) + 1 :]
         matrix = np.empty((width + 1, width + 1))
         matrix[0, 0] = z
         matrix[0, 1:] = matrix[1:, 0] = self.basis.T @ linear
-        matrix[1:, 1:] = 2.0 * _weighted_gram(basis, quadratic)
+        matrix[1:, 1:] = _weighted_gram(basis, slants, 2.0 * convex, 2.0 * concave)
         matrix += np.einsum("k,kij->ij", multipliers, self._cuts)
         shift = 0.25 * float(np.where(rising, v, 0.0) @ a)
         length = self._lengths
-        size = float(np.abs(linear) @ length + 2.0 * np.abs(quadratic) @ length**2) + shift + abs(z) + 8.0 * float(np.sum(multipliers))
-        return matrix, shift - 0.5 * z, size
+        sizes = np.abs(linear) + 2.0 * convex * length - 2.0 * concave * np.linalg.norm(self._slants, axis=1)
+        return matrix, shift - 0.5 * z, float(sizes @ length) + shift + abs(z) + 8.0 * float(np.sum(multipliers))
 
 
-def _weighted_gram(basis: AnyFloats, weights: FloatArray) -> FloatArray:
-    """sum_i weights_i u_i u_i^T."""
+def _weighted_gram(basis: AnyFloats, slants: AnyFloats, weights: FloatArray, slanting: FloatArray) -> FloatArray:
+    """sum_i weights_i u_i u_i^T + slanting_i (u_i g_i^T + g_i u_i^T) / 2."""
     total = np.zeros((basis.shape[1], basis.shape[1]))
-    narrow = weights.astype(basis.dtype)[:, None]
-    for first in range(0, len(basis), ROWS):
-        rows = basis[first : first + ROWS]
-        total += (rows * narrow[first : first + ROWS]).T @ rows
-    return total
+    straight, slanted = weights.astype(basis.dtype)[:, None], slanting.astype(basis.dtype)[:, None]
+    for block in _blocks(len(basis)):
+        total += (basis[block] * straight[block] + slants[block] * slanted[block]).T @ basis[block]
+    return np.asarray(0.5 * (total + total.T))
 
 
-def _forms(basis: AnyFloats, matrix: FloatArray) -> FloatArray:
-    """u_i^T matrix u_i for each row."""
+def _forms(basis: AnyFloats, slants: AnyFloats, matrix: FloatArray) -> FloatArray:
+    """u_i^T matrix u_i and u_i^T matrix g_i for each row, (2, n), with a symmetric matrix."""
     narrow = matrix.astype(basis.dtype)
-    blocks = (basis[first : first + ROWS] for first in range(0, len(basis), ROWS))
-    return np.concatenate([np.einsum("ij,ij->i", rows @ narrow, rows) for rows in blocks]).astype(np.float64)
+    both = []
+    for block in _blocks(len(basis)):
+        turned = basis[block] @ narrow
+        both.append([np.einsum("ij,ij->i", turned, basis[block]), np.einsum("ij,ij->i", turned, slants[block])])
+    return np.concatenate(both, axis=1).astype(np.float64)
+
+
+def _blocks(rows: int) -> list[slice]:
+    return [slice(first, first + ROWS) for first in range(0, rows, ROWS)]

@@ -48,7 +48,7 @@ def test_the_tree_is_never_below_the_exact_price(seed: int, seconds: float) -> N
     assert by_tree(basis, v, price_everywhere(basis, v), tolerance=1e-6, seconds=seconds) >= listed_price(basis, v).lower
 
 
-@pytest.mark.parametrize("seed", [2, 3, 17, 20, 26, 28])
+@pytest.mark.parametrize("seed", [2, 11, 16, 17, 20, 28])
 def test_the_tree_closes_in_on_the_exact_price(seed: int) -> None:
     """Where the relaxation by itself is not within the tolerance."""
     basis, v = random_case(seed)

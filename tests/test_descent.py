@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convexbn import SlidingFrankWolfe, Squared, whiten
+from convexbn import SlidingFrankWolfe, Squared, threads, whiten
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.program import Program
 from convexbn.solvers import descent, sliding, torch_layer
@@ -19,6 +19,18 @@ def data(outputs: int, pooling: Pooling) -> tuple[np.ndarray, ...]:
     basis = whiten(generator.standard_normal((20 * pooling.patches, 4))).basis
     y = generator.standard_normal((20, outputs))
     return basis, y, generator.standard_normal((5, 5)), generator.standard_normal((5, outputs)), np.linspace(0.01, 0.3, 5)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_threads_change_no_bit(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    basis, y, inner, outer, _ = data(outputs, NO_POOLING)
+    monkeypatch.setattr(descent, "BLOCK", 35)
+    ends = []
+    for large in (threads.LARGE, 1):
+        monkeypatch.setattr(threads, "LARGE", large)
+        ends.append(slide(LayerOnCPU(basis), y, inner, outer, 0.1, Squared(), 0.3, steps=20))
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 POOLINGS = [NO_POOLING, Pooling(3, 1.0), Pooling(3, 1.0 / 3.0)]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from convexbn.threads import side_by_side
 from convexbn.validation import FloatArray
 
 # Widths of the kinks in a search, of 1 / sqrt(n), the root mean square of an entry of U's.
@@ -86,7 +87,8 @@ def local_search(
     """
     starts = normalised(starts)
     block = max(16, BLOCK // len(basis))
-    parts = [_ascend(basis, v, starts[k : k + block], widths, steps) for k in range(0, len(starts), block)]
+    with side_by_side(basis.size) as mapped:
+        parts = list(mapped(lambda k: _ascend(basis, v, starts[k : k + block], widths, steps), range(0, len(starts), block)))
     if not parts:
         return starts, np.zeros(0)
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

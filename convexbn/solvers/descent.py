@@ -12,6 +12,7 @@ from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.pricing.local import normalised
 from convexbn.smoothing import on_samples
+from convexbn.threads import side_by_side
 from convexbn.validation import FloatArray
 
 BLOCK = 32_768  # activations at a time: they stay in the cache
@@ -43,13 +44,24 @@ class LayerOnCPU:
         return len(self.basis)
 
     def slopes(self, inner: FloatArray, outer: FloatArray, kinks: FloatArray, respond: Respond) -> tuple[FloatArray, FloatArray]:
-        """In blocks that stay in the cache."""
+        """In blocks that stay in the cache, half of them in a thread of their own where the basis is large."""
+        block = self.pooling.patches * max(1, BLOCK // (len(inner) * self.pooling.patches))
+        firsts = range(0, len(self.basis), block)
+        halves = firsts[: len(firsts) // 2], firsts[len(firsts) // 2 :]
+        with side_by_side(self.basis.size) as mapped:
+            (inner_slope, outer_slope), other = mapped(lambda half: self._part(half, inner, outer, kinks, respond), halves)
+        return inner_slope + other[0], outer_slope + other[1]
+
+    def _part(
+        self, firsts: range, inner: FloatArray, outer: FloatArray, kinks: FloatArray, respond: Respond
+    ) -> tuple[FloatArray, FloatArray]:
+        """The derivatives for blocks that begin at these rows."""
         basis, pooling = self.basis, self.pooling
         bend, rate, outputs = (array.astype(basis.dtype) for array in (kinks, 0.5 / kinks, outer))
         columns = np.ascontiguousarray(inner.T, dtype=basis.dtype)
         inner_slope, outer_slope = np.zeros_like(inner), np.zeros_like(outer)
-        block = pooling.patches * max(1, BLOCK // (len(inner) * pooling.patches))
-        for first in range(0, len(basis), block):
+        block = firsts.step
+        for first in firsts:
             rows = basis[first : first + block]
             active = rows @ columns
             slope = active * rate
@@ -101,18 +113,19 @@ def slide(
     def objective(x: FloatArray) -> tuple[float, FloatArray]:
         inner, outer = split(x)
         inner_norm, outer_norm = np.linalg.norm(inner, axis=1), np.linalg.norm(outer, axis=1)
-        values = [beta * float(inner_norm @ outer_norm)]
+        # By the first sample: threads come in any order, and the sum is to be the same each time.
+        values = {-1: beta * float(inner_norm @ outer_norm)}
 
         def respond(samples: slice, predictions: FloatArray) -> FloatArray:
             part, targets = on_samples(loss, samples), y[samples]
-            values.append(part.value(predictions, targets))
+            values[samples.start] = part.value(predictions, targets)
             return part.gradient(predictions, targets)
 
         inner_slope, outer_slope = layer.slopes(inner, outer, kinks, respond)
         inner_slope += (beta * outer_norm / np.where(inner_norm > 0, inner_norm, 1.0))[:, None] * inner
         outer_slope += (beta * inner_norm / np.where(outer_norm > 0, outer_norm, 1.0))[:, None] * outer
         slopes = [inner_slope / stretch, outer_slope / size[:, None]] if moving else [inner_slope / stretch]
-        return sum(values), np.concatenate([slope.ravel() for slope in slopes])
+        return sum(values[first] for first in sorted(values)), np.concatenate([slope.ravel() for slope in slopes])
 
     def stop(xk: object) -> None:
         if time.perf_counter() > deadline:

@@ -98,7 +98,7 @@ class SlidingFrankWolfe:
 
     def solve(self, program: Program) -> Solution:
         """The best neurons found, with the dual point of the best estimated bound; an interrupt returns what is there."""
-        with few_threads(program.basis.size):
+        with few_threads(0):  # large bases are shared out to threads of our own, which don't wait for each other at each product
             return self._solve(program)
 
     def _solve(self, program: Program) -> Solution:

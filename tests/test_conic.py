@@ -67,7 +67,7 @@ def test_dual_point_proves_the_optimum(problem: Problem):
 def test_gradient_descent_never_gets_below(problem: Problem):
     objective, program = objective_by(Conic(), problem)
     width = min(len(problem.y) + 1, 8)
-    reached = best_of_lbfgs(problem.X, problem.y, problem.loss, program.beta, width, starts=30, seed=1)
+    reached = best_of_lbfgs(problem.X, problem.y, problem.loss, program.beta, width, starts=60, seed=1, iterations=300)
     assert reached >= objective - 1e-7 * max(objective, 1e-3)
     assert reached <= 1.05 * objective or problem.name == "zero targets"
 

@@ -32,7 +32,8 @@ def name_of(check: Any) -> str:
 
 @pytest.mark.usefixtures("rough")
 @pytest.mark.parametrize(("estimator", "check"), checks_of_scikit_learn(array_api=False))
-def test_check_of_scikit_learn(estimator: Any, check: Any) -> None:
+def test_check_of_scikit_learn(estimator: Any, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convexbn.path.PREDICTION_ROUNDS", 1)
     check(estimator)
 
 

@@ -22,7 +22,7 @@ import cifar_table_rows as rows
 from cifar_table_data import Part, Row, Split, Trained, load, principal
 from cifar_table_descent import on_the_program
 from cifar_table_report import markdown
-from convexbn import Squared, fit_convex_bn
+from convexbn import GatedSolver, LocalGates, Squared, fit_convex_bn, fit_gated_bn
 from convexbn.training import evaluate
 
 SCRIPT = Path(__file__).parents[1] / "examples/cifar_table.py"
@@ -219,6 +219,17 @@ def test_all_principal_directions_are_a_rotation(split):
         turned = project(part.inputs)
         torch.testing.assert_close(torch.cdist(turned, turned), torch.cdist(inputs, inputs), rtol=1e-4, atol=1e-3)
     assert principal(split.train.first(19), 3072)[1].out_features == 19
+
+
+def test_gates_with_windows_are_those_on_the_pixels(split):
+    part, solver = split.train.first(30), GatedSolver(1e-6)
+    settings = {"gates": 6, "fraction": 0.02, "loss": "squared", "rank": 5, "lean": 0.3, "tolerance": 1e-6, "iterations": 5000}
+    by_window, by_noise = (convex.gated(part, {**settings, "directions": 20, **windows}, 3, "cpu").model for windows in ({"window": 8}, {}))
+    gates = LocalGates(6, (3, 32, 32), 8)
+    pixels = fit_gated_bn(part.pixels, part.targets, gates=gates, fraction=0.02, rank=5, lean=0.3, solver=solver, seed=3)
+    values = pixels.predict(part.pixels)
+    assert np.abs(evaluate(by_window, part.inputs) - values).max() < 0.01
+    assert np.abs(evaluate(by_noise, part.inputs) - values).max() > 0.1
 
 
 def test_a_loose_proof_is_called_an_estimate(split):

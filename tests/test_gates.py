@@ -87,6 +87,16 @@ def test_local_gates_that_repeat_are_drawn_again_as_long_as_that_helps():
     assert patterns.any(axis=1).all()
 
 
+def test_windows_where_all_images_are_the_same_have_no_gates():
+    X = images(19)
+    X.reshape(60, *SHAPE)[:, :, :, :3] = 0.5  # of the six windows two look at the last column
+    for distinct in (False, True):
+        gates = choose_gates(LocalGates(40, SHAPE, 2), whiten(X), 2, distinct=distinct)
+        assert 0 < len(gates) < 40 or distinct
+        assert np.linalg.norm(gates, axis=1).min() > 0.1
+    assert fit_gated_bn(X, X[:, -1] ** 2, gates=LocalGates(10, SHAPE, 2)).certificate.relative_gap <= 1e-4
+
+
 def test_a_fit_takes_local_gates_and_leans_them():
     X = images(17)
     fits = [fit_gated_bn(X, X[:, 0] * X[:, 9], gates=LocalGates(12, SHAPE, 2), lean=lean, seed=3) for lean in (0.0, 0.5)]

@@ -14,6 +14,7 @@ from convexbn.whitening import Whitening
 
 MOST_LEAN = 4.0  # gates that lean further see nothing but a direction or two
 GLANCE = 4096  # rows
+BLIND = 1e-9  # of a filter's length: what less of it sees is rounding
 DRAWS = 20  # times as many gates are drawn at most, where patterns repeat
 
 
@@ -23,7 +24,8 @@ class LocalGates:
 
     With a `lean` of 0, g = V^T f for a filter f of Gaussian noise in a window that is placed at random, 0 outside. As U = Pi X V Sigma^{-1}
     the gate opens where f^T V Sigma^{-1} V^T (x - mean) >= 0: the filter's sign on the image with its kept directions whitened (and
-    turned back: ZCA). No intercept is drawn, so about half of the samples pass. Gaussian gates are filters of noise on the whole image.
+    turned back: ZCA), after the scale of X where columns have scales of their own. No intercept is drawn, so about half of the samples
+    pass. Gaussian gates are filters of noise on the whole image. Windows that see no direction have no gate.
 
     Attributes
     ----------
@@ -115,11 +117,19 @@ def _drawn_by(
             raise InputError(
                 f"X has {len(components)} columns, but the gates are for {gates.columns}: give them the images' shape, or a projection"
             )
-        return lambda count: np.column_stack([strengths * (gates.filters(count, generator) @ components), np.zeros(count)])
+        return lambda count: _local(gates.filters(count, generator), components, strengths)
     largest = components[np.argmax(np.abs(components), axis=0), np.arange(whitening.rank)]
     size = np.sqrt(np.mean(strengths**2)) if len(strengths) else 1.0
     spread = np.append(np.sign(largest) * strengths, size)
     return lambda count: spread * generator.standard_normal((count, len(spread)))
+
+
+def _local(filters: FloatArray, components: FloatArray, strengths: FloatArray) -> FloatArray:
+    """(P, r+1) the gates of filters, without those that see no direction, as in a corner where all images are black."""
+    along = filters @ components
+    seen = np.linalg.norm(along, axis=1) > BLIND * np.linalg.norm(filters, axis=1)
+    gates: FloatArray = np.pad(strengths * along[seen], ((0, 0), (0, 1)))
+    return gates
 
 
 def _distinct(basis: FloatArray, gates: FloatArray) -> FloatArray:

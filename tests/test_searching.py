@@ -6,7 +6,7 @@ import pytest
 from convexbn import whiten
 from convexbn.patches import NO_POOLING
 from convexbn.pricing import directions_between, random_directions
-from convexbn.solvers.searching import CLOSE, MOST, WIDE, Search
+from convexbn.solvers.searching import CLOSE, FOLLOWING, MOST, WIDE, Search
 
 
 def case() -> tuple[np.ndarray, np.ndarray]:
@@ -80,3 +80,32 @@ def test_a_search_in_stages_ends_where_the_best_half_ends():
     every = search.local(v, search.local(v, starts, WIDE), CLOSE)
     assert kept.shape == (21, 4)
     assert np.max(search.worths(v, kept)) == pytest.approx(np.max(search.worths(v, every)), rel=1e-6)
+
+
+def several() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(3)
+    return whiten(generator.standard_normal((300, 20))).basis, generator.standard_normal((300, 3))
+
+
+def test_families_hold_higher_maxima_than_their_first_members():
+    basis, v = several()
+    search = Search(basis, NO_POOLING, 1.0, 60, 0, "cpu")
+    sizes = counted(search)
+    found = search(v, np.zeros((0, 21)), np.inf, draw=1, sharp=False, look_at_clock=lambda: None)
+    assert sizes[:2] == [30, 30]
+    assert len(sizes) == 2 + FOLLOWING + 1
+    assert all(0 < size <= 30 for size in sizes[2:-1])  # the children of fifteen
+    assert np.max(found.worths) > np.max(found.worths[:45])
+    exact = np.linalg.norm(v.T @ np.maximum(basis @ found.directions.T, 0.0), axis=0)
+    assert found.worths == pytest.approx(exact, rel=1e-12)
+
+
+def test_families_end_where_all_of_the_best_are_worth_enough():
+    basis, v = several()
+    search, neurons = Search(basis, NO_POOLING, 1.0, 60, 0, "cpu"), random_directions(2, 21, (1,))
+    sizes = counted(search)
+    found = search(v, neurons, 0.0, draw=1, sharp=False, look_at_clock=lambda: None)
+    assert sizes == [30, 30, 2]
+    assert found.worths.shape == (2 + 30 + 15,)
+    nothing = search(0.0 * v, neurons, 0.0, draw=1, sharp=False, look_at_clock=lambda: None)
+    assert np.all(nothing.worths == 0.0)

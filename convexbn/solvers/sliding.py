@@ -6,6 +6,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,10 +29,7 @@ from convexbn.validation import FloatArray, InputError, check_count, check_posit
 FIRST_WIDTH, WIDTH_PER_GAP, LAST_WIDTH = 0.3, 5.0, 1e-4
 STALLED, SHRINK = 0.9, 0.5  # a round that leaves so much of the gap shrinks the width by so much
 ROUGH = 1e-3  # gap above which descent is in single precision: its rounding is far below the gap, and it takes half the time
-PRICINGS = 3  # rounds of pricing and amplitudes before each slide, which costs as much as all of them
-NEW, COSINE = 64, 0.99  # new neurons at most, and the cosine from which two of them count as one
-ACCURACY = 0.1  # of the amplitudes, of the gap
-POOL = 500  # directions that are remembered, and priced again without a search
+COSINE = 0.99  # from which two new neurons count as one
 CORRECTIONS = 3  # amplitude solves before the next search, the later ones with neurons out of the pool
 # Below the gap SHARP neurons sit on so many facets of their cells that descent jams: searches then climb to exact maxima, and all
 # that nearly matter come in at once. With more COLUMNS neurons have many dimensions left on their facets, and descent is better.
@@ -41,6 +39,21 @@ FACETS = 1.0 - 1e-9  # cosine from which two maxima are one
 POLISH, POLISHED, SETTLED = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 1e-3, 1e-7
 DONE = 0.1  # of the tolerance: below that there are no digits left that anybody asked for
 PATIENCE = 1.1  # times the seconds, polish included
+
+
+class Effort(NamedTuple):
+    """How many pricings before each slide, which costs as much as all of them, and how many new neurons at most; how many directions
+    are remembered, and priced again without a search; and the accuracy of the amplitudes, of the gap.
+    """
+
+    pricings: int
+    new: int
+    pool: int
+    accuracy: float
+
+
+# With several outputs there are more neurons, each search is longer, and amplitudes take seconds.
+ONE, SEVERAL = Effort(3, 64, 500, 0.1), Effort(2, 500, 3000, 0.3)
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class SlidingFrankWolfe:
     rounds : at most so many
     seconds : and at most for so long, a tenth more with the last descent; something is always found first
     starts : of each pricing, random ones, with 20 samples a column or more every other one between neurons and samples instead; up to 4
-        times as many where they find nothing; None: four a column, at least 64, and fewer on a large basis. The present neurons start too
+        times as many where they find nothing; None: four a column, at least 64, and fewer on a large basis. The present neurons start too.
+        With several outputs as many as there are neurons, or more: random ones and between neurons, then around the best ends
     seed : of the starts
     warm_start : directions (m, r+1) and outputs (m, C) to begin with, as `convexbn.neurons_of` reads them from a network
     checkpoint : a file to which the state is written after each round; a run that finds its own there goes on from it, and ends
@@ -156,6 +170,7 @@ class _Run:
 
     def __init__(self, state: State, settings: SlidingFrankWolfe, start: float) -> None:
         self.state, self.settings = state, settings
+        self.effort = ONE if state.y.shape[1] == 1 else SEVERAL
         self.deadline = start + settings.seconds
         self.last = start + PATIENCE * settings.seconds
         self.layer, self.rough = self.layer_of(settings.precision), self.layer_of(SINGLE)
@@ -197,7 +212,7 @@ class _Run:
             self.slide()
         before = state.gap
         state.width = max(LAST_WIDTH, min(state.width, WIDTH_PER_GAP * state.gap))
-        for _ in range(PRICINGS):
+        for _ in range(self.effort.pricings):
             v = state.gradient()
             finds = self.price(v)
             if state.gap <= tolerance:
@@ -243,15 +258,15 @@ class _Run:
         """
         state, (found, worths, _) = self.state, finds
         if self.sharp:
-            kept = distinct(found, worths, cosine=FACETS, most=POOL, threshold=state.beta * (1.0 - state.gap))
+            kept = distinct(found, worths, cosine=FACETS, most=self.effort.pool, threshold=state.beta * (1.0 - state.gap))
             state.pool = found[kept]
             return self.add(state.pool)
-        kept = distinct(found, worths, cosine=COSINE, most=NEW, threshold=0.5 * state.beta)
-        state.pool = np.concatenate([found[kept], state.pool])[:POOL]
+        kept = distinct(found, worths, cosine=COSINE, most=self.effort.new, threshold=0.5 * state.beta)
+        state.pool = np.concatenate([found[kept], state.pool])[: self.effort.pool]
         for _ in range(CORRECTIONS):
             highest = float(np.max(worths, initial=0.0))
             threshold = state.beta + 0.1 * max(0.0, highest - state.beta)
-            self.add(found[distinct(found, worths, cosine=COSINE, most=NEW, threshold=threshold)])
+            self.add(found[distinct(found, worths, cosine=COSINE, most=self.effort.new, threshold=threshold)])
             found, worths = state.pool, self.search.worths(state.pooling.spread(state.gradient()), state.pool)
             if float(np.max(worths, initial=0.0)) <= state.beta * (1.0 + 0.1 * state.gap):
                 break
@@ -262,7 +277,7 @@ class _Run:
         state = self.state
         outputs = np.concatenate([state.neurons.outputs, np.zeros((len(directions), state.y.shape[1]))])
         directions = np.concatenate([state.neurons.directions, directions])
-        accuracy = max(1e-7, ACCURACY * state.gap)
+        accuracy = max(1e-7, self.effort.accuracy * state.gap)
         outputs = fit_amplitudes(state.features(directions), state.y, outputs, state.beta, state.smooth_loss, tolerance=accuracy)
         neurons = Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0)
         state.accept(Neurons(*merge_cells(state.basis, *neurons)) if self.sharp else neurons)

@@ -387,3 +387,11 @@ def test_hinge_and_logistic_take_their_labels_only():
     for loss in (Hinge(), Logistic()):
         with pytest.raises(InputError, match="labels -1 and"):
             fit_gated_bn(X, np.arange(10.0), loss=loss)
+
+
+def test_the_module_goes_through_torch_export_for_batches_of_any_size():
+    X = np.random.default_rng(0).standard_normal((12, 3))
+    module = fit_gated_bn(X, X[:, 0] ** 2, gates=5).to_torch()
+    exported = torch.export.export(module, (torch.as_tensor(X[:4]),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with torch.no_grad():
+        assert torch.equal(exported.module()(torch.as_tensor(X)), module(torch.as_tensor(X)))

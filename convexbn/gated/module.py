@@ -1,7 +1,5 @@
 """The gated network as a PyTorch module: the one file of the convex side that is imported only where PyTorch is wanted."""
 
-from __future__ import annotations
-
 import torch
 
 
@@ -34,7 +32,7 @@ class GatedModule(torch.nn.Module):
         """(batch, C) outputs of raw x (batch, d)."""
         basis = x @ self.whiten.T + self.constant
         open_gates = (basis @ self.gates.T >= 0).to(basis.dtype)
-        of_each = (open_gates @ self.weights.flatten(1)).view(len(x), basis.shape[1], -1)
+        of_each = (open_gates @ self.weights.flatten(1)).view(x.shape[0], basis.shape[1], -1)
         return torch.bmm(basis.unsqueeze(1), of_each).squeeze(1)
 
 
@@ -55,5 +53,5 @@ class GatedConvolution(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(batch, C) outputs of images (batch, c, h, w)."""
         rows = self.cut(images).mT
-        of_each: torch.Tensor = self.head(rows.flatten(0, 1)).view(len(images), rows.shape[1], -1)
+        of_each: torch.Tensor = self.head(rows.flatten(0, 1)).view(images.shape[0], rows.shape[1], -1)
         return of_each.mean(1) if self.pooling == "average" else of_each.sum(1)

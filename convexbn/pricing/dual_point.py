@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Pooling
-from convexbn.pricing.relaxation import TEMPERATURES, Relaxation, stop_at
+from convexbn.pricing.relaxation import TEMPERATURES, Relaxation, SmoothBound, stop_at
 from convexbn.threads import side_by_side
 from convexbn.validation import FloatArray
 
@@ -34,12 +35,12 @@ def improve_dual(
 ) -> FloatArray:
     """Maximise -L*(-V) subject to R(V w_k) <= beta for each k, in V and in the multipliers of R at once.
 
-    R is the relaxation, convex in V, which pooling spreads over the rows of the basis; the w_k are the output directions that
-    matter, for one output +1 and -1. At the residual R charges for neurons that the program never needed; a V that lowers it there
-    costs little. The constraint enters as the exact penalty (1.5 mass) (max_k R(V w_k) - beta)_+, mass = sum_j ||s_j|| ||w_j||
-    being the multiplier of h(V) <= beta at the optimum. All maxima are smoothed at falling temperatures. L-BFGS keeps V in the
-    domain of the conjugate where that is a box, and descends through the projection on it where not (softmax); with one output each
-    V_i stays on its side of 0, where R is smooth. The result is a suggestion, valid like any V.
+    R is the relaxation, convex in V, with slants renewed at each temperature; pooling spreads V over the rows of the basis. The w_k are
+    the output directions that matter, for one output +1 and -1. At the residual R charges for neurons that the program never needed; a
+    V that lowers it there costs little. The constraint enters as the exact penalty (1.5 mass) (max_k R(V w_k) - beta)_+, mass = sum_j
+    ||s_j|| ||w_j|| being the multiplier of h(V) <= beta at the optimum. All maxima are smoothed at falling temperatures. L-BFGS keeps V
+    in the domain of the conjugate where that is a box, and descends through the projection on it where not (softmax); with one output
+    each V_i stays on its side of 0, where R is smooth. The result is a suggestion, valid like any V.
 
     Parameters
     ----------
@@ -54,8 +55,8 @@ def improve_dual(
     from scipy.optimize import Bounds, minimize
 
     size, count = v.size, len(outputs)
-    relaxation = Relaxation(basis)
-    starts = [relaxation.start(direction) for direction in directions]
+    relaxations = [Relaxation(basis)] * count
+    starts = [relaxations[0].start(direction) for direction in directions]
     low, high = (-loss.project(np.full(y.shape, sign * BEYOND), y).ravel() / beta for sign in (1.0, -1.0))
     simplex = bool(np.any(low >= high))  # the domain of softmax: there is no box to descend in
     if simplex:
@@ -73,11 +74,14 @@ def improve_dual(
         step = 1e-7 / (float(np.max(np.abs(slope))) or 1.0)
         return (feasible(unit + step * slope) - feasible(unit)) / step if simplex else slope
 
+    def smoothed(temperature: float, unit: FloatArray, multipliers: FloatArray) -> list[SmoothBound]:
+        columns = pooling.spread(unit.reshape(len(y), -1) @ outputs.T)
+        return list(mapped(Relaxation.smoothed, relaxations, columns.T, multipliers.reshape(count, -1), [temperature] * count))
+
     def descend(temperature: float, point: FloatArray) -> tuple[float, FloatArray]:
         free = point[:size].reshape(y.shape)
         unit = feasible(free)
-        columns = pooling.spread(unit.reshape(len(y), -1) @ outputs.T)
-        sides = list(mapped(relaxation.smoothed, columns.T, point[size:].reshape(count, -1), [temperature] * count))
+        sides = smoothed(temperature, unit, point[size:])
         excesses = np.array([side.value - 1.0 for side in sides] + [0.0])
         shares = np.exp((excesses - excesses.max()) / temperature)
         excess = float(excesses.max()) + temperature * float(np.log(shares.sum()))
@@ -89,7 +93,7 @@ def improve_dual(
         return value / reference, np.concatenate([pulled_back(by_v, free).ravel(), *by_x]) / reference
 
     point = np.concatenate([v.ravel() / beta, *starts])
-    lower, upper = relaxation.limits.lb, relaxation.limits.ub
+    lower, upper = relaxations[0].limits.lb, relaxations[0].limits.ub
     box = Bounds(np.concatenate([low, np.tile(lower, count)]), np.concatenate([high, np.tile(upper, count)]))
     with side_by_side(basis.size) as mapped:
         begun = time.perf_counter()
@@ -102,4 +106,6 @@ def improve_dual(
                 break
             smooth = partial(descend, temperature)
             point = minimize(smooth, point, method="L-BFGS-B", jac=True, bounds=box, options=options, callback=stop_at(deadline)).x
+            sides = smoothed(temperature, feasible(point[:size].reshape(y.shape)), point[size:])
+            relaxations = [replace(relaxations[0], toward=basis @ side.density[1:, 1:]) for side in sides]
     return -loss.project(-beta * point[:size].reshape(y.shape), y)

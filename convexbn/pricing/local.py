@@ -12,6 +12,7 @@ from convexbn.validation import FloatArray
 # Widths of the kinks in a search, of 1 / sqrt(n), the root mean square of an entry of U's.
 WIDTHS = (1.0, 0.5, 0.2, 0.1, 0.03, 0.0)
 SHARP = (0.0,)
+MOMENTUM, GROWTH, SHRINK = 0.5, 1.2, 0.5  # of the steps
 BLOCK = 131_072  # products of rows with directions at a time: they stay in the cache
 
 
@@ -102,14 +103,16 @@ def _ascend(
     step = np.ones((len(directions), 1), basis.dtype)
     for width in widths:
         worths, uphill = look(directions, width)
+        drift = np.zeros_like(directions)
         for _ in range(steps):
-            trial = normalised(directions + step * (uphill - directions))
+            trial = normalised(directions + step * (uphill - directions) + MOMENTUM * drift)
             trial_worths, trial_uphill = look(trial, width)
             better = (trial_worths > worths)[:, None]
+            drift = np.where(better, trial - directions, basis.dtype.type(0.0))
             gain = float(np.max(np.where(better[:, 0], trial_worths - worths, 0.0), initial=0.0))
             directions, uphill = np.where(better, trial, directions), np.where(better, trial_uphill, uphill)
             worths = np.maximum(trial_worths, worths)
-            step = np.where(better, np.minimum(1.0, 1.5 * step), 0.3 * step)
+            step = np.where(better, np.minimum(1.0, GROWTH * step), SHRINK * step)
             if gain <= 1e-9 * float(np.max(worths, initial=0.0)) and float(np.max(step, initial=0.0)) < 1e-3:
                 break
     return directions, worths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -30,8 +31,12 @@ FINE, NARROW = (0.03, 0.0), 3 * SHARP  # kinks of searches that begin at neurons
 # more than FEW columns, steps between them have to be smaller, or searches jam.
 WIDE, CLOSE, HALF = (1.0, 0.5, 0.2), (0.1, 0.03, 0.0), 2
 WIDE_FINER, CLOSE_FINER, FEW = (1.0, 0.7, 0.5, 0.3, 0.2), (0.1, 0.05, 0.03, 0.0), 32
+# With one output, hasty searches, while the gap is large, have few kinks; later ones begin half at random and half at these distances
+# from neurons, where nearly all that is missing lies then, and go on with kinks that leave those distances be.
+HASTY = (0.3, 0.1, 0.03)
+DISTANCES, NEARBY = (0.2, 0.35, 0.5), (0.2, 0.1, 0.05, 0.02, 0.0)
 # Climbs are for the last digits: neurons sit on so many facets then that searches end below them, and each has maxima beside it.
-AROUND, DISTANCES = 4, (0.1, 0.2, 0.4, 0.8)  # starts around each neuron, and how far from it
+AROUND, BESIDE, CLOSEST = 6, (0.1, 0.2, 0.4, 0.8), (0.1, 0.03, 0.0)  # starts for each neuron, how far from it, and their kinks
 FEET, APART, PROMISING = 100, 0.9999, 0.98  # at most so many, with smaller cosines, worth more than so much of beta
 GENERATIONS, CLIMBS = 2, 32  # of a thorough search
 # With several outputs high maxima come in families, often far from all neurons, and few starts end in one. But each end is near better
@@ -54,6 +59,14 @@ class Finds(NamedTuple):
     directions: FloatArray
     worths: FloatArray
     complete: bool
+
+
+class Reach(enum.Enum):
+    """Of a search: a quick one, a full one, or one that climbs to exact local maxima."""
+
+    HASTY = enum.auto()
+    FULL = enum.auto()
+    SHARP = enum.auto()
 
 
 class LocalSearch(Protocol):
@@ -91,26 +104,30 @@ class Search:
         self.local: LocalSearch = OnCPU(basis) if device == "cpu" else OnDevice(basis, device)
 
     def __call__(
-        self, v: FloatArray, neurons: FloatArray, enough: float, *, draw: int, sharp: bool, look_at_clock: Callable[[], None]
+        self, v: FloatArray, neurons: FloatArray, enough: float, *, draw: int, reach: Reach, look_at_clock: Callable[[], None]
     ) -> Finds:
-        """Search near the neurons (m, r+1), and from random starts until one is worth more than `enough`, of twice as many each time,
-        by turns on rounded and on sharp kinks.
-
-        Random starts find what is missing, those near neurons what isn't quite in place. `sharp` climbs to exact local maxima.
+        """With one output search from random starts and around the neurons (m, r+1) until one is worth more than `enough`, of twice as many
+        each time, by turns on rounded and on sharp kinks. Random starts find what is missing, the others what isn't quite in place.
         """
         rows = self.pooling.spread(v)
         if rows.shape[1] > 1:
             return self.in_families(rows, neurons, enough, (self.seed, draw), look_at_clock)
-        around = directions_around(neurons, AROUND if sharp else 0, DISTANCES, (self.seed, draw))
-        found = [self.local(rows, np.concatenate([neurons, around]), FINE)]
+        if reach is Reach.HASTY:
+            return self.hasty(rows, neurons, (self.seed, draw))
+        sharp, parts = reach is Reach.SHARP, [neurons]
         spent, complete = 0, True
         while complete and spent < MOST * self.starts:
             look_at_clock()
-            starts = self.begin(neurons, max(spent, self.starts), (self.seed, draw, spent))
-            found.append(self.in_stages(rows, starts) if len(found) % 2 else self.local(rows, starts, NARROW))
-            spent += len(starts)
-            complete = float(np.max(self.worths(rows, found[-1]))) <= enough
-        directions = np.concatenate(found)
+            count, seed = max(spent, self.starts), (self.seed, draw, spent)
+            starts = self.begin(neurons, count, seed)
+            parts.append(self.local(rows, starts, NARROW) if spent == self.starts else self.in_stages(rows, starts))
+            if sharp:
+                parts.append(self.local(rows, self.around(neurons, AROUND * len(neurons), BESIDE, seed), CLOSEST))
+            else:
+                parts.append(self.local(rows, self.around(neurons, count, DISTANCES, seed), NEARBY))
+            spent += count
+            complete = max(float(np.max(self.worths(rows, part), initial=0.0)) for part in parts[1:]) <= enough
+        directions = np.concatenate(parts)
         if sharp:
             feet = distinct(directions, self.worths(rows, directions), cosine=APART, most=FEET, threshold=PROMISING * self.beta)
             return self.climbed(v, np.concatenate([neurons, directions[feet]]), directions[:0])._replace(complete=complete)
@@ -137,6 +154,18 @@ class Search:
             ends, worths = np.concatenate([ends, found]), np.concatenate([worths, self.worths(rows, found)])
         near = self.local(rows, neurons, FINE)
         return Finds(np.concatenate([near, ends]), np.concatenate([self.worths(rows, near), worths]), False)
+
+    def hasty(self, rows: FloatArray, neurons: FloatArray, seed: tuple[int, ...]) -> Finds:
+        """Directions that a short search finds, half from around the neurons."""
+        half = -(-self.starts // 2)
+        starts = np.concatenate([self.around(neurons, half, DISTANCES, seed), self.begin(neurons, half, seed)])
+        found = self.local(rows, starts, HASTY)
+        return Finds(found, self.worths(rows, found), False)
+
+    def around(self, neurons: FloatArray, count: int, distances: tuple[float, ...], seed: tuple[int, ...]) -> FloatArray:
+        """Unit directions at these distances from random neurons, none without neurons."""
+        chosen = np.random.default_rng(seed).integers(max(1, len(neurons)), size=min(count, count * len(neurons)))
+        return directions_around(neurons[chosen], 1, distances, seed)
 
     def climbed(self, v: FloatArray, feet: FloatArray, known: FloatArray) -> Finds:
         """The exact local maxima above these feet, without a search, and directions that are known."""

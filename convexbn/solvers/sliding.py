@@ -13,13 +13,13 @@ import numpy as np
 from convexbn.checkpoint import fingerprint
 from convexbn.devices import check_device
 from convexbn.network import merge, merge_cells
-from convexbn.pricing import distinct
+from convexbn.pricing import affordable, distinct, random_directions
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.amplitudes import fit_amplitudes
 from convexbn.solvers.descent import Layer, LayerOnCPU, slide
-from convexbn.solvers.searching import SINGLE, Finds, Search
+from convexbn.solvers.searching import SINGLE, Finds, Reach, Search
 from convexbn.solvers.state import Neurons, State
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
@@ -29,6 +29,9 @@ from convexbn.validation import FloatArray, InputError, check_count, check_posit
 FIRST_WIDTH, WIDTH_PER_GAP, LAST_WIDTH = 0.3, 5.0, 1e-4
 STALLED, SHRINK = 0.9, 0.5  # a round that leaves so much of the gap shrinks the width by so much
 ROUGH = 1e-3  # gap above which descent is in single precision: its rounding is far below the gap, and it takes half the time
+# With one output and a smooth loss: directions a column to begin with, at most so many, and how they fall.
+RANDOM, AT_MOST, FALL = 6, 400, (0.3, 0.1)
+HASTY = 0.02  # gap down to which searches are hasty, and one is enough before each slide
 COSINE = 0.99  # from which two new neurons count as one
 CORRECTIONS = 3  # amplitude solves before the next search, the later ones with neurons out of the pool
 # Below the gap SHARP neurons sit on so many facets of their cells that descent jams: searches then climb to exact maxima, and all
@@ -42,18 +45,20 @@ PATIENCE = 1.1  # times the seconds, polish included
 
 
 class Effort(NamedTuple):
-    """How many pricings before each slide, which costs as much as all of them, and how many new neurons at most; how many directions
-    are remembered, and priced again without a search; and the accuracy of the amplitudes, of the gap.
+    """How many steps a slide takes; how many pricings come before each, and how many new neurons at most; how many directions are
+    remembered, and priced again without a search; and the accuracy of the amplitudes, of the gap.
     """
 
+    steps: int
     pricings: int
     new: int
     pool: int
     accuracy: float
 
 
-# With several outputs there are more neurons, each search is longer, and amplitudes take seconds.
-ONE, SEVERAL = Effort(3, 64, 500, 0.1), Effort(2, 500, 3000, 0.3)
+# With one output short slides are enough, as neurons are to be near their places when the next come, not in them; a loss with kinks
+# needs more, for its multipliers. With several outputs there are more neurons, each search is longer, and amplitudes take seconds.
+ONE, KINKED, SEVERAL = Effort(20, 2, 64, 500, 0.1), Effort(100, 3, 64, 500, 0.1), Effort(100, 2, 500, 3000, 0.3)
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,9 @@ class SlidingFrankWolfe:
 
     with p the pooling of patches, the identity without them. Rounds of (a) pricing: many local searches for neurons with h(s) =
     ||V^T p (U's)_+|| > beta, V = -grad L; (b) amplitudes: with the directions fixed, a convex group lasso for W; (c) sliding:
-    descent on S and W together, then merging and pruning. With one output and up to 32 columns, below a gap of two
-    percent, climbs to exact local maxima of h take the place of (c). The gap is estimated, as the searches may miss the maximum
-    of h: `certify` proves what can be proved.
+    descent on S and W together, then merging and pruning. With one output and a smooth loss random directions slide to their places
+    first; with one output and up to 32 columns, below a gap of two percent, climbs to exact local maxima of h take the place of (c).
+    The gap is estimated, as the searches may miss the maximum of h: `certify` proves what can be proved.
 
     Source: Denoyelle, Duval, Peyre and Soubies 2019 (sliding Frank-Wolfe), Bach 2017 (conditional gradient for networks).
 
@@ -76,8 +81,9 @@ class SlidingFrankWolfe:
     rounds : at most so many
     seconds : and at most for so long, a tenth more with the last descent; something is always found first
     starts : of each pricing, random ones, with 20 samples a column or more every other one between neurons and samples instead; up to 4
-        times as many where they find nothing; None: four a column, at least 64, and fewer on a large basis. The present neurons start too.
-        With several outputs as many as there are neurons, or more: random ones and between neurons, then around the best ends
+        times as many where they find nothing; None: four a column, at least 64, and fewer on a large basis. As many begin around the
+        present neurons. With several outputs as many as there are neurons, or more: random ones and between neurons, then around the
+        best ends; the present neurons start too
     seed : of the starts
     warm_start : directions (m, r+1) and outputs (m, C) to begin with, as `convexbn.neurons_of` reads them from a network
     checkpoint : a file to which the state is written after each round; a run that finds its own there goes on from it, and ends
@@ -89,7 +95,7 @@ class SlidingFrankWolfe:
     """
 
     tolerance: float = 1e-5
-    rounds: int = 60
+    rounds: int = 200
     seconds: float = 60.0
     starts: int | None = None
     seed: int = 0
@@ -133,6 +139,8 @@ class SlidingFrankWolfe:
                 _print(len(state.trace), state.trace[-1])
 
         try:
+            if not state.trace:
+                run.begin()
             while not run.finished:
                 run.round()
                 note()
@@ -170,7 +178,9 @@ class _Run:
 
     def __init__(self, state: State, settings: SlidingFrankWolfe, start: float) -> None:
         self.state, self.settings = state, settings
-        self.effort = ONE if state.y.shape[1] == 1 else SEVERAL
+        self.single = state.y.shape[1] == 1
+        self.quick = self.single and bool(np.isfinite(state.loss.smoothness))
+        self.effort = ONE if self.quick else KINKED if self.single else SEVERAL
         self.deadline = start + settings.seconds
         self.last = start + PATIENCE * settings.seconds
         self.layer, self.rough = self.layer_of(settings.precision), self.layer_of(SINGLE)
@@ -194,13 +204,29 @@ class _Run:
     def sharp(self) -> bool:
         """Whether searches climb."""
         state = self.state
-        suited = state.y.shape[1] == 1 and state.basis.shape[1] <= COLUMNS
+        suited = self.single and state.basis.shape[1] <= COLUMNS
         return suited and state.gap <= SHARP and len(state.neurons.outputs) > 0
 
+    @property
+    def reach(self) -> Reach:
+        """Of the next search."""
+        if self.sharp:
+            return Reach.SHARP
+        return Reach.HASTY if self.quick and self.state.gap > HASTY else Reach.FULL
+
     def look_at_clock(self) -> None:
-        """Break the round off where time is up and there is something to return."""
-        if len(self.state.best.outputs) and time.perf_counter() > self.deadline:
+        """Break the round off where time is up and there is something to return, priced once."""
+        if len(self.state.best.outputs) and self.state.draws > 1 and time.perf_counter() > self.deadline:
             raise _TimeIsUpError
+
+    def begin(self) -> None:
+        """Let random directions fall to where neurons are wanted, in a tenth of the time that searches would take."""
+        state, columns = self.state, self.state.basis.shape[1]
+        if not self.quick or len(state.neurons.outputs):
+            return
+        self.add(random_directions(affordable(state.basis, min(AT_MOST, RANDOM * columns)), columns, (self.settings.seed,)))
+        for state.width in FALL:
+            self.slide()
 
     def round(self) -> None:
         """Slide, then price and insert a few times.
@@ -212,7 +238,7 @@ class _Run:
             self.slide()
         before = state.gap
         state.width = max(LAST_WIDTH, min(state.width, WIDTH_PER_GAP * state.gap))
-        for _ in range(self.effort.pricings):
+        for _ in range(1 if self.reach is Reach.HASTY else self.effort.pricings):
             v = state.gradient()
             finds = self.price(v)
             if state.gap <= tolerance:
@@ -229,7 +255,7 @@ class _Run:
         state = self.state
         state.draws += 1
         enough = state.beta * (1.0 + 0.5 * max(self.settings.tolerance, 0.1 * state.gap))
-        finds = self.search(v, state.neurons.directions, enough, draw=state.draws, sharp=self.sharp, look_at_clock=self.look_at_clock)
+        finds = self.search(v, state.neurons.directions, enough, draw=state.draws, reach=self.reach, look_at_clock=self.look_at_clock)
         if known is not None:
             worths = self.search.worths(state.pooling.spread(v), known)
             finds = Finds(np.concatenate([finds.directions, known]), np.concatenate([finds.worths, worths]), finds.complete)
@@ -288,7 +314,8 @@ class _Run:
         if not len(state.neurons.outputs):
             return
         before = state.objective(state.neurons, state.smooth_loss)
-        moved = self.slid(self.rough if state.gap > ROUGH else self.layer, state.neurons, 100, self.deadline)
+        layer = self.rough if state.gap > ROUGH else self.layer
+        moved = self.slid(layer, state.neurons, self.effort.steps, self.deadline)
         if state.objective(moved, state.smooth_loss) > before + state.width * abs(before):
             moved = state.neurons
         allowed = state.objective(moved) * (1.0 + 0.02 * max(1e-6, state.gap))

@@ -216,7 +216,8 @@ class _Run:
 
     def look_at_clock(self) -> None:
         """Break the round off where time is up and there is something to return, priced once."""
-        if len(self.state.best.outputs) and self.state.draws > 1 and time.perf_counter() > self.deadline:
+        priced = np.isfinite(self.state.bound) or self.state.draws > 1
+        if priced and len(self.state.best.outputs) and time.perf_counter() > self.deadline:
             raise _TimeIsUpError
 
     def begin(self) -> None:

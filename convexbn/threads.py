@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,13 +38,21 @@ def _libraries(modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def _cores() -> int:
+    """How many threads are welcome."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(asked) if asked.isdigit() else 2, os.cpu_count() or 1)
+
+
 @contextmanager
 def side_by_side(entries: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A `map` whose calls run in two threads where each works on a large basis of so many entries, with one BLAS thread a call.
+    """A `map` whose calls run in two threads where each works on a large basis of so many entries, with one BLAS thread a call. In one
+    where OMP_NUM_THREADS asks for that or there is one core.
 
-    Threads of BLAS wait for each other at each product, busily; those of two independent tasks, here the two signs of V, don't.
+    On smaller bases two threads take turns in the interpreter, and take longer than one. Threads of BLAS wait for each other at each
+    product, busily; those of two independent tasks, here the two signs of V, don't.
     """
-    if entries < LARGE:
+    if entries < LARGE or _cores() < 2:
         yield map
         return
     with few_threads(0), ThreadPoolExecutor(2) as threads:

@@ -25,6 +25,7 @@ def data(outputs: int, pooling: Pooling) -> tuple[np.ndarray, ...]:
 def test_threads_change_no_bit(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     basis, y, inner, outer, _ = data(outputs, NO_POOLING)
     monkeypatch.setattr(descent, "BLOCK", 35)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     ends = []
     for large in (threads.LARGE, 1):
         monkeypatch.setattr(threads, "LARGE", large)

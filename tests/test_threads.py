@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from threading import Barrier, get_ident
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from convexbn import threads
-from convexbn.threads import LARGE, few_threads
+from convexbn.threads import LARGE, few_threads, side_by_side
 
 
 def test_small_work_has_one_thread_and_large_work_keeps_its_threads():
@@ -32,3 +33,21 @@ def test_libraries_are_looked_for_again_after_an_import(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "a_module_that_was_not_there", threads)
     with few_threads(1):
         assert threads._libraries(len(sys.modules)) is not before
+
+
+@pytest.mark.parametrize(
+    ("entries", "asked", "cores", "expected"), [(LARGE, "2", 2, 2), (LARGE, "1", 2, 1), (LARGE, "", 1, 1), (1, "2", 2, 1)]
+)
+def test_two_large_tasks_have_two_threads_where_two_are_welcome(
+    entries: int, asked: str, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: cores)
+    barrier = Barrier(expected, timeout=10.0)  # passed only by tasks that run at the same time
+
+    def task(_: int) -> int:
+        barrier.wait()
+        return get_ident()
+
+    with side_by_side(entries) as mapped:
+        assert len(set(mapped(task, range(2)))) == expected

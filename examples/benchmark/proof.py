@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 
-from convexbn import SlidingFrankWolfe, beta_max, fit_convex_bn
+from convexbn import SlidingFrankWolfe, fit_convex_bn
 from convexbn.datasets import read_cifar10
 
 LOADERS = {"iris": load_iris, "diabetes": load_diabetes, "breast cancer": load_breast_cancer, "wine": load_wine, "digits": load_digits}
@@ -53,9 +53,8 @@ def row(case: tuple[str, int, int, float], X: np.ndarray, y: np.ndarray, seconds
     """One problem, trained and proved."""
     name, features, outputs, fraction = case
     rank, solver = (RANK, ROUGH) if name == CIFAR[0] else (None, "sliding")
-    beta = fraction * beta_max(X, y, rank=rank)
     start = time.perf_counter()
-    fit = fit_convex_bn(X, y, beta=beta, rank=rank, solver=solver, proof_seconds=seconds)
+    fit = fit_convex_bn(X, y, fraction=fraction, rank=rank, solver=solver, proof_seconds=seconds)
     proof = fit.seconds["certify"]
     training = time.perf_counter() - start - proof
     gaps = f"{fit.certificate.estimated_gap:.1e}", f"{fit.certificate.relative_gap:.1e}"

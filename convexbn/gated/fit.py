@@ -207,7 +207,8 @@ def fit_gated_path(
     fits: list[GatedFit] = []
     for fraction in np.unique(given)[::-1]:
         try:
-            fit = prepared.fit(float(fraction) * prepared.beta_max or 1.0, the_solver, fits[-1].solution.weights if fits else None)
+            strength = choose_beta(None, float(fraction), prepared.beta_max)
+            fit = prepared.fit(strength, the_solver, fits[-1].solution.weights if fits else None)
             if fit.solution.status is Status.INTERRUPTED:
                 raise KeyboardInterrupt
         except KeyboardInterrupt:

@@ -55,8 +55,9 @@ def improve_dual(
     from scipy.optimize import Bounds, minimize
 
     size, count = v.size, len(outputs)
-    relaxations = [Relaxation(basis)] * count
-    starts = [relaxations[0].start(direction) for direction in directions]
+    relaxation = Relaxation(basis)
+    relaxations = [relaxation] * count
+    starts = [relaxation.start(direction) for direction in directions]
     low, high = (-loss.project(np.full(y.shape, sign * BEYOND), y).ravel() / beta for sign in (1.0, -1.0))
     simplex = bool(np.any(low >= high))  # the domain of softmax: there is no box to descend in
     if simplex:
@@ -93,7 +94,7 @@ def improve_dual(
         return value / reference, np.concatenate([pulled_back(by_v, free).ravel(), *by_x]) / reference
 
     point = np.concatenate([v.ravel() / beta, *starts])
-    lower, upper = relaxations[0].limits.lb, relaxations[0].limits.ub
+    lower, upper = relaxation.limits.lb, relaxation.limits.ub
     box = Bounds(np.concatenate([low, np.tile(lower, count)]), np.concatenate([high, np.tile(upper, count)]))
     with side_by_side(basis.size) as mapped:
         begun = time.perf_counter()
@@ -107,5 +108,5 @@ def improve_dual(
             smooth = partial(descend, temperature)
             point = minimize(smooth, point, method="L-BFGS-B", jac=True, bounds=box, options=options, callback=stop_at(deadline)).x
             sides = smoothed(temperature, feasible(point[:size].reshape(y.shape)), point[size:])
-            relaxations = [replace(relaxations[0], toward=basis @ side.density[1:, 1:]) for side in sides]
+            relaxations = [replace(relaxation, toward=basis @ side.density[1:, 1:]) for side in sides]
     return -loss.project(-beta * point[:size].reshape(y.shape), y)

@@ -104,7 +104,7 @@ class QuadraticModel:
         """x = W_k - sigma (H Z + l) for the product H Z, and its rows shortened by sigma beta."""
         point = centre - sigma * (product + self.linear)
         length = np.linalg.norm(point, axis=1)
-        factor = np.where(length > 0, np.maximum(0.0, 1.0 - sigma * self.beta / np.where(length > 0, length, 1.0)), 0.0)
+        factor = np.maximum(0.0, length - sigma * self.beta) / np.where(length > 0, length, 1.0)
         return Shrunk(point, factor[:, None] * point, factor, length)
 
     def newton(self, product: FloatArray, shrunk: Shrunk, sigma: float) -> FloatArray:

@@ -42,13 +42,9 @@ GENERATIONS, CLIMBS = 2, 32  # of a thorough search
 # With several outputs high maxima come in families, often far from all neurons, and few starts end in one. But each end is near better
 # ones: leaving the best again and again, as far as FAR, found forty times as many neurons in the time of searches from new starts.
 SHORT, SHORTER = (0.3, 0.2, 0.1, 0.05, 0.0), (0.2, 0.1, 0.05, 0.0)  # kinks of half of the first searches, and of those that follow
-FAR, PARENTS, CHILDREN, FOLLOWING, ALIKE = (
-    0.8,
-    4,
-    2,
-    8,
-    0.995,
-)  # as many as a fourth of the starts have children, eight times, no two of them alike
+# As many as a fourth of the starts, no two of them alike, have CHILDREN each, in FOLLOWING generations.
+FAR, ALIKE = 0.8, 0.995
+PARENTS, CHILDREN, FOLLOWING = 4, 2, 8
 SINGLE: str = "float32"
 BLOCK = 2**24  # numbers in memory at a time
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from convexbn.threads import side_by_side
@@ -13,7 +11,7 @@ from convexbn.validation import FloatArray
 WIDTHS = (1.0, 0.5, 0.2, 0.1, 0.03, 0.0)
 SHARP = (0.0,)
 MOMENTUM, GROWTH, SHRINK = 0.5, 1.2, 0.5  # of the steps
-BLOCK = 131_072  # products of rows with directions at a time: they stay in the cache
+BLOCK = 262_144  # products of rows with directions at a time: they stay in the cache
 
 
 def random_directions(count: int, width: int, seed: tuple[int, ...]) -> FloatArray:
@@ -41,7 +39,7 @@ def directions_between(neurons: FloatArray, basis: FloatArray, count: int, seed:
 
 def normalised(rows: FloatArray) -> FloatArray:
     """The rows divided by their norms; rows of zeros stay."""
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
     scaled: FloatArray = rows / np.where(length > 0, length, 1.0)
     return scaled
 
@@ -99,7 +97,7 @@ def _ascend(
     basis: FloatArray, v: FloatArray, directions: FloatArray, widths: tuple[float, ...], steps: int
 ) -> tuple[FloatArray, FloatArray]:
     """`local_search` for so few unit directions that their products with the basis stay in the cache."""
-    look = _look(basis, v, len(directions))
+    look = _Price(basis, v, len(directions))
     step = np.ones((len(directions), 1), basis.dtype)
     for width in widths:
         worths, uphill = look(directions, width)
@@ -107,41 +105,69 @@ def _ascend(
         for _ in range(steps):
             trial = normalised(directions + step * (uphill - directions) + MOMENTUM * drift)
             trial_worths, trial_uphill = look(trial, width)
-            better = (trial_worths > worths)[:, None]
+            gains = trial_worths - worths
+            better = (gains > 0)[:, None]
             drift = np.where(better, trial - directions, basis.dtype.type(0.0))
-            gain = float(np.max(np.where(better[:, 0], trial_worths - worths, 0.0), initial=0.0))
             directions, uphill = np.where(better, trial, directions), np.where(better, trial_uphill, uphill)
             worths = np.maximum(trial_worths, worths)
             step = np.where(better, np.minimum(1.0, GROWTH * step), SHRINK * step)
-            if gain <= 1e-9 * float(np.max(worths, initial=0.0)) and float(np.max(step, initial=0.0)) < 1e-3:
+            if float(step.max(initial=0.0)) < 1e-3 and float(gains.max(initial=0.0)) <= 1e-9 * float(worths.max(initial=0.0)):
                 break
     return directions, worths
 
 
-def _look(basis: FloatArray, v: FloatArray, count: int) -> Callable[[FloatArray, float], tuple[FloatArray, FloatArray]]:
-    """The function of `count` unit directions and a width to their h, with kinks so wide, and its unit gradients."""
-    weighted = v * basis if v.shape[1] == 1 else None
-    unit = 1.0 / np.sqrt(len(basis))
-    active, slope = (np.empty((len(basis), count), basis.dtype) for _ in range(2))
+class _Price:
+    """h of `count` unit directions, with kinks of a width, and its unit gradients.
 
-    def look(directions: FloatArray, width: float) -> tuple[FloatArray, FloatArray]:
-        np.matmul(basis, directions.T, out=active)
+    The ReLU rounded over |t| <= mu is  rho(t) = a (t + mu (1 - a)) = 2 mu a (z - a/2),  z = t/(2 mu) + 1/2, its slope a = z between 0
+    and 1. With one output sum_i v_i a_i t_i is the product of the direction with the gradient, so that rho itself is never formed.
+    """
+
+    def __init__(self, basis: FloatArray, v: FloatArray, count: int) -> None:
+        self.v, self.single, self.number = v, v.shape[1] == 1, basis.dtype.type
+        # With a column of ones the product with the basis is z.
+        self.transposed = np.concatenate([basis.T, np.ones((1, len(basis)), basis.dtype)])
+        self.weighted = np.concatenate([v * basis, v], axis=1) if self.single else basis
+        self.inputs = np.full((count, basis.shape[1] + 1), 0.5, basis.dtype)
+        self.inner, self.slope, self.scratch = (np.empty((count, len(basis)), basis.dtype) for _ in range(3))
+
+    def __call__(self, directions: FloatArray, width: float) -> tuple[FloatArray, FloatArray]:
+        """Shapes (count,) and (count, r+1)."""
+        bend = self.number(width / np.sqrt(len(self.v)))
         if width:
-            np.multiply(active, basis.dtype.type(0.5 / (width * unit)), out=slope)
-            np.add(slope, basis.dtype.type(0.5), out=slope)
-            np.clip(slope, 0.0, 1.0, out=slope)
-            np.maximum(active, basis.dtype.type(width * unit) * slope * slope, out=active)
+            np.multiply(directions, self.number(0.5) / bend, out=self.inputs[:, :-1])
+            np.matmul(self.inputs, self.transposed, out=self.inner)
+            np.clip(self.inner, 0.0, 1.0, out=self.slope)
         else:
-            np.greater(active, 0.0, out=slope)
-            np.maximum(active, 0.0, out=active)
-        values = v.T @ active
-        worths = np.linalg.norm(values, axis=0)
-        units = values / np.where(worths > 0, worths, 1.0)
-        if weighted is not None:
-            return worths, normalised(units.T * (slope.T @ weighted))
-        return worths, normalised(((v @ units) * slope).T @ basis)
+            np.matmul(directions, self.transposed[:-1], out=self.inner)
+            np.greater(self.inner, 0.0, out=self.slope)
+        values, gradients = self.one(directions, bend) if self.single else self.several(bend)
+        return values, normalised(gradients)
 
-    return look
+    def one(self, directions: FloatArray, bend: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """|V^T rho| and its gradient."""
+        pull = self.slope @ self.weighted
+        values = np.einsum("ij,ij->i", directions, pull[:, :-1])
+        if bend:
+            np.multiply(self.slope, self.slope, out=self.scratch)
+            values += bend * (pull[:, -1] - (self.scratch @ self.v)[:, 0])
+        return np.abs(values), np.sign(values)[:, None] * pull[:, :-1]
+
+    def several(self, bend: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """||V^T rho|| and its gradient."""
+        if bend:
+            np.multiply(self.slope, 0.5, out=self.scratch)
+            np.subtract(self.inner, self.scratch, out=self.inner)
+            np.multiply(self.inner, self.slope, out=self.inner)
+        else:
+            np.maximum(self.inner, 0.0, out=self.inner)
+        values = self.inner @ self.v
+        if bend:
+            values *= 2.0 * bend
+        worths = np.linalg.norm(values, axis=1)
+        np.matmul(values / np.where(worths > 0, worths, 1.0)[:, None], self.v.T, out=self.scratch)
+        np.multiply(self.scratch, self.slope, out=self.scratch)
+        return worths, self.scratch @ self.weighted
 
 
 def evolve(

@@ -6,8 +6,10 @@ import enum
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from convexbn.program import Program
-from convexbn.validation import ConvexBNError, FloatArray
+from convexbn.validation import ConvexBNError, FloatArray, InputError, real_array
 
 
 class Status(enum.Enum):
@@ -87,3 +89,29 @@ class Solver(Protocol):
     def solve(self, program: Program) -> Solution:
         """Solve the program, or raise `SolverError`."""
         ...
+
+
+def starting_neurons(warm_start: tuple[FloatArray, FloatArray] | None, program: Program) -> tuple[FloatArray, FloatArray]:
+    """The neurons (U' s_j)_+ w_j^T of a warm start with ||s_j|| = 1: directions (m, r+1) and outputs (m, C); none for None.
+
+    A solver's penalty is the sum of the ||w_j||, so the lengths of other directions go to their outputs.
+
+    Raises
+    ------
+    InputError
+        For anything but a pair of arrays of numbers, of those shapes.
+    """
+    columns, count = program.basis.shape[1], 1 if program.y.ndim == 1 else program.y.shape[1]
+    if warm_start is None:
+        return np.zeros((0, columns)), np.zeros((0, count))
+    if not isinstance(warm_start, (tuple, list)) or len(warm_start) != 2:
+        raise InputError("warm_start is no pair (directions, outputs): pass neurons_of(whitening, network)")
+    directions, outputs = (real_array(part, f"warm_start[{k}]") for k, part in enumerate(warm_start))
+    if directions.shape != (len(outputs), columns) or outputs.shape != (len(directions), count):
+        raise InputError(
+            f"warm_start has arrays of shapes {directions.shape} and {outputs.shape}, not (m, {columns}) and (m, {count}): "
+            "pass neurons_of(whitening, network), of this basis and these targets"
+        )
+    length = np.linalg.norm(directions, axis=1, keepdims=True)
+    alive = length[:, 0] > 0
+    return directions[alive] / length[alive], outputs[alive] * length[alive]

@@ -13,11 +13,13 @@ import pytest
 from scipy import sparse
 
 from convexbn import (
+    ActiveSet,
     Conic,
     ConvexBNError,
     ConvexBNRegressor,
     InputError,
     Network,
+    SlidingFrankWolfe,
     SolverUnavailable,
     Squared,
     beta_max,
@@ -160,6 +162,14 @@ BAD = {
     "too many arrangements": ({"X": np.random.default_rng(0).standard_normal((60, 9)), "y": np.arange(60.0)}, "arrangements"),
     "seed text": ({"seed": "a", "arrangements": 5}, "seed"),
     "seed negative": ({"seed": -1, "arrangements": 5}, "seed"),
+    "a warm start of three": ({"solver": ActiveSet(warm_start=(X, y, X))}, "warm_start"),
+    "a warm start on raw data": ({"solver": ActiveSet(warm_start=(X, y[:, None]))}, "warm_start"),
+    "a warm start without columns": ({"solver": ActiveSet(warm_start=(np.eye(3), np.ones(3)))}, "warm_start"),
+    "a warm start of NaN": ({"solver": ActiveSet(warm_start=(np.eye(3), np.full((3, 1), np.nan)))}, "warm_start"),
+    "a warm start of two outputs": (
+        {"solver": SlidingFrankWolfe(warm_start=(np.eye(3), np.ones((3, 2)))), "arrangements": "auto"},
+        "warm_start",
+    ),
 }
 ADVICE = re.compile(
     r"[:;,.] .*\b(pass|use|add|give|encode|impute|drop|reshape|map|choose|change|sample|see|must be|fill|make)\b", re.IGNORECASE

@@ -12,7 +12,7 @@ from convexbn.checkpoint import load_checkpoint, save_checkpoint
 from convexbn.losses import Loss, of_unit_size
 from convexbn.program import Program
 from convexbn.smoothing import Smoothed, smooth
-from convexbn.solution import Round, relative_gap
+from convexbn.solution import Round, relative_gap, starting_neurons
 from convexbn.validation import FloatArray
 
 # A loss with kinks is replaced by its envelope of this width, in the unit of the predictions; multipliers take the smoothing away.
@@ -41,9 +41,8 @@ class State:
     def __init__(self, program: Program, width: float, warm_start: tuple[FloatArray, FloatArray] | None) -> None:
         self.basis, self.pooling = program.basis, program.pooling
         self.y, self.loss, self.beta, self.unit = of_unit_size(program.y.reshape(len(program.y), -1), program.loss, program.beta)
-        self.neurons = Neurons(np.zeros((0, self.basis.shape[1])), np.zeros((0, self.y.shape[1])))
-        if warm_start is not None:
-            self.neurons = Neurons(warm_start[0], warm_start[1] / self.unit)
+        directions, outputs = starting_neurons(warm_start, program)
+        self.neurons = Neurons(directions, outputs / self.unit)
         self.best, self.lowest = self.neurons, self.objective(self.neurons)
         self.dual, self.bound = -self.loss.gradient(np.zeros_like(self.y), self.y), -np.inf
         self.pool = np.zeros((0, self.basis.shape[1]))

@@ -12,7 +12,7 @@ from convexbn.losses import Loss, of_unit_size
 from convexbn.pricing.cells import IntArray
 from convexbn.program import Program
 from convexbn.smoothing import Smoothed, smooth
-from convexbn.solution import Round, relative_gap
+from convexbn.solution import Round, relative_gap, starting_neurons
 from convexbn.solvers.active_set.blocks import Blocks, blocks_of
 from convexbn.solvers.active_set.proximal import ProximalPoint, SmoothLoss
 from convexbn.solvers.amplitudes import fit_amplitudes
@@ -58,7 +58,7 @@ class State:
         self.centres = np.zeros((count, program.basis.shape[1]))
         self.shift = np.zeros_like(self.y)
         self.lowest = np.inf
-        self._accept(self._warm_start())
+        self._accept(self._warm_start(program))
         self.dual, self.bound = np.zeros_like(self.y), -self.loss.conjugate(np.zeros_like(self.y), self.y)
         self.sigma, self.stalled = 0.0, 0
         self.trace: list[Round] = []
@@ -76,11 +76,10 @@ class State:
         numbers = rank + size * np.arange(count)
         return np.concatenate([numbers, half + numbers]), half
 
-    def _warm_start(self) -> Iterate:
-        nothing = Iterate(np.zeros(0, dtype=np.int64), np.zeros((0, self.centres.shape[1])))
-        if self.settings.warm_start is None or not len(self.settings.warm_start[0]):
-            return nothing
-        directions, outputs = self.settings.warm_start
+    def _warm_start(self, program: Program) -> Iterate:
+        directions, outputs = starting_neurons(self.settings.warm_start, program)
+        if not len(directions):
+            return Iterate(np.zeros(0, dtype=np.int64), np.zeros((0, self.centres.shape[1])))
         homes = self.blocks.homes(directions)
         known = np.full(len(homes), np.iinfo(np.int64).max)
         known[homes >= 0] = self.numbers[homes[homes >= 0]]

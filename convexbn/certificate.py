@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.devices import check_device
-from convexbn.judge import Judge
+from convexbn.judge import Judge, residuals
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
 from convexbn.pricing import is_square, known_price
@@ -103,13 +103,13 @@ def certify(
     """Bound the distance of any network to the global optimum of  L(f(X), y) + (beta/2) sum_j (g_j^2 + a_j^2 + ||v_j||^2).
 
     Weak duality: with h(V) = max over ||s|| <= 1 of ||V^T (U's)_+||, every t V with t h(V) <= beta has -L*(-t V) <= optimum. V is
-    minus the gradient of the loss at the network's outputs, t the best admissible scale. Over all arrangements h(V) is known
-    at rank n - 1 and where they are listed, and else bounded from above by a relaxation, for which a better V is looked for as
-    well, and by branch and bound, on boxes for up to 7 features; for some ten features, and for few numbers in a patch, the whole
-    training problem is relaxed to moments of degree 4 and 6, and up to some hundred samples to joint ones with all |u_i^T s|, for
-    several outputs to doubly nonnegative matrices, up to 2500 samples: the bound is proved, and less tight for small beta. Over a
-    sample, to which the network's own neurons are added, it is proved for the sampled program and says nothing about networks outside
-    of it.
+    minus the gradient of the loss at the network's outputs, and at 0 where the zero network has the lower objective; t is the best
+    admissible scale. Over all arrangements h(V) is known at rank n - 1 and where they are listed, and else bounded from above by a
+    relaxation, for which a better V is looked for as well, and by branch and bound, on boxes for up to 7 features; for some ten
+    features, and for few numbers in a patch, the whole training problem is relaxed to moments of degree 4 and 6, and up to some
+    hundred samples to joint ones with all |u_i^T s|, for several outputs to doubly nonnegative matrices, up to 2500 samples: the
+    bound is proved, and less tight for small beta. Over a sample, to which the network's own neurons are added, it is proved for the
+    sampled program and says nothing about networks outside of it.
 
     Parameters
     ----------
@@ -179,14 +179,14 @@ def certify_on(
         raise InputError(f"arrangements are patterns of {rows}: make them from this X")
     if arrangements is not None and arrangements.complete and not arrangements.fits(whitening.basis):
         raise InputError("arrangements are not known to be all those of X: make them by enumerate_arrangements(whiten(X).basis)")
-    candidates = [-loss.gradient(network.on(data).predict(data), targets)]
+    candidates = residuals(loss, targets, network.on(data).predict(data), objective)
     if dual is not None:
         candidates += _usable(dual, targets)
     judge = Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, seconds, check_device(device))
     with few_threads(whitening.basis.size):
         found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
         if arrangements is None and known_price(whitening.basis, network.pooling.spread(found.v)) is None:
-            found = judge.tightened(found, objective)
+            found = judge.tightened(found, min(objective, loss.value(np.zeros(targets.shape), targets)))
     estimate = min(objective, judge.best_estimate)
     return Certificate(objective, found.proved, evidence, scope, found.price.upper, found.dual, max(found.proved, estimate))
 

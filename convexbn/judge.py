@@ -239,6 +239,16 @@ class Judge:
         return float(np.max(worths / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
 
 
+def residuals(loss: Loss, y: FloatArray, predictions: FloatArray, objective: float) -> list[FloatArray]:
+    """Minus the gradient of the loss at a network's outputs; at 0 as well where the zero network is the better one.
+
+    From beta_max on the zero network is optimal, and the residual of any other network says less.
+    """
+    nothing = np.zeros(y.shape)
+    outputs = [predictions, nothing] if objective > loss.value(nothing, y) else [predictions]
+    return [-loss.gradient(f, y) for f in outputs]
+
+
 def dual_values(loss: Loss, y: FloatArray, v: FloatArray) -> Callable[[float], float]:
     """t -> -L*(-t v), the dual objective along v."""
     return lambda t: -loss.conjugate(-t * v, y)

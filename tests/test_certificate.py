@@ -269,6 +269,18 @@ def test_zero_network_has_no_gap_above_beta_max(loss: Loss, factor: float) -> No
     assert below.gap > 1e-5 * below.objective
 
 
+@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
+@pytest.mark.parametrize("factor", [1.01, 1e150])
+def test_bound_above_beta_max_is_the_optimum_whatever_the_network(loss: Loss, factor: float) -> None:
+    """There the zero network is optimal: the residual of any other one would give a lower bound."""
+    problem = random_problem(loss, 9, 2, seed=4)
+    beta = factor * beta_max(problem.X, problem.y, loss=loss, arrangements="all")
+    certificate = certify(problem.X, problem.y, random_network(problem.X, 5), beta=beta, loss=loss, seconds=1.0)
+    optimum = loss.value(np.zeros(9), problem.y)
+    assert certificate.bound == pytest.approx(optimum, rel=2e-3 if factor < 2.0 else 1e-12)
+    assert certificate.bound <= optimum * (1.0 + 1e-12) < certificate.objective
+
+
 def test_gap_of_an_exact_fit_is_zero() -> None:
     X = solved(LOSSES[0])[0]
     certificate = certify(X, np.zeros(10), zero_network(X), beta=0.3, arrangements=solved(LOSSES[0])[2].program.arrangements)

@@ -14,7 +14,7 @@ from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, Evidence
 from convexbn.choices import BETA_FRACTION, choose_beta
 from convexbn.export import to_torch
-from convexbn.judge import best_scale, dual_values
+from convexbn.judge import best_scale, dual_values, residuals
 from convexbn.losses import Loss, Squared, get_loss
 from convexbn.network import Network
 from convexbn.post_bn.conic import Neurons, solve_cells
@@ -249,7 +249,7 @@ def _certified(
     dual: FloatArray | None,
 ) -> Certificate:
     objective = network.objective(data, y, loss, beta)
-    candidates = [-loss.gradient(network.on(data).predict(data), y)]
+    candidates = residuals(loss, y, network.on(data).predict(data), objective)
     if dual is not None and np.shape(dual) == y.shape and np.isfinite(dual).all():
         candidates.append(np.asarray(dual, dtype=np.float64))
     best, price, point = -np.inf, 0.0, candidates[0]

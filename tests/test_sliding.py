@@ -10,6 +10,7 @@ from problems import LOSSES, random_problem
 from sklearn.datasets import load_wine
 
 from convexbn import (
+    ActiveSet,
     Certificate,
     Evidence,
     Huber,
@@ -109,6 +110,17 @@ def test_the_same_seed_gives_the_same_network_and_another_the_same_optimum():
     assert other.trace[-1].objective == pytest.approx(first.trace[-1].objective, rel=2e-4)
 
 
+def test_a_narrow_maximum_is_found_before_the_gap_is_believed():
+    """A ridge of 0.2 radian, which gradient steps leave for wider maxima: the optimum over all 16 arrangements is known."""
+    x = np.array([0.418, -0.568, -0.453, -0.216, -2.02, -0.232, -0.865, 3.323])
+    y = np.array([0.68, -1.06, -0.84, -2.0, -3.17, -1.17, 1.45, -0.72])
+    basis = whiten(x[:, None]).basis
+    listed = ActiveSet().solve(Program(basis, y, Squared(), 0.0271, enumerate_arrangements(basis)))
+    for seed in range(5):
+        found = SlidingFrankWolfe(seed=seed).solve(Program(basis, y, Squared(), 0.0271, None))
+        assert found.trace[-1].objective == pytest.approx(listed.trace[-1].objective, rel=1e-6)
+
+
 def test_a_warm_start_at_the_optimum_ends_at_once():
     X, y = tabular(60, 3, 2)
     program = Program(whiten(X).basis, y, Squared(), 1.0, None)
@@ -116,6 +128,19 @@ def test_a_warm_start_at_the_optimum_ends_at_once():
     warm = SlidingFrankWolfe(warm_start=(cold.directions, cold.outputs)).solve(program)
     assert len(warm.trace) <= 2
     assert warm.trace[-1].objective <= cold.trace[-1].objective * (1.0 + 1e-4)
+
+
+def test_directions_of_any_length_are_a_warm_start():
+    X, y = tabular(60, 3, 2)
+    program = Program(whiten(X).basis, y, Squared(), 1.0, None)
+    cold = SlidingFrankWolfe(rounds=4).solve(program)
+    unit, long = (
+        SlidingFrankWolfe(rounds=2, warm_start=start).solve(program)
+        for start in ((cold.directions, cold.outputs), (64.0 * cold.directions, (cold.outputs / 64.0).tolist()))
+    )
+    assert np.array_equal(unit.directions, long.directions)
+    assert np.array_equal(unit.outputs, long.outputs)
+    assert np.linalg.norm(long.directions, axis=1) == pytest.approx(1.0)
 
 
 def test_a_network_trained_by_somebody_else_is_a_warm_start():

@@ -12,7 +12,7 @@ from convexbn.arrangements import Arrangements
 from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.climbing import climb
-from convexbn.pricing.everywhere import affordable, bound_by_relaxation, price_everywhere
+from convexbn.pricing.everywhere import affordable, blind, bound_by_relaxation, narrow, price_everywhere
 from convexbn.pricing.local import directions_around, directions_between, distinct, evolve, local_search, random_directions
 from convexbn.pricing.nonnegative import RelaxedTraining, bound_by_products
 from convexbn.pricing.outputs import bound_over_outputs
@@ -27,6 +27,7 @@ __all__ = [
     "Relaxation",
     "RelaxedTraining",
     "affordable",
+    "blind",
     "bound_by_boxes",
     "bound_by_products",
     "bound_by_relaxation",
@@ -40,6 +41,7 @@ __all__ = [
     "is_square",
     "known_price",
     "local_search",
+    "narrow",
     "price_arrangements",
     "price_dual",
     "price_everywhere",

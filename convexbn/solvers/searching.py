@@ -11,12 +11,14 @@ import numpy as np
 from convexbn.patches import Pooling
 from convexbn.pricing import (
     affordable,
+    blind,
     climb,
     directions_around,
     directions_between,
     distinct,
     evolve,
     local_search,
+    narrow,
     random_directions,
 )
 from convexbn.pricing.local import SHARP, normalised
@@ -24,7 +26,6 @@ from convexbn.threads import LARGE
 from convexbn.validation import FloatArray
 
 PER_COLUMN, FEWEST = 4, 64  # random starts; for a large basis fewer
-MANY = 20  # samples a column: with fewer, maxima are narrow, and random starts find more of them than those near neurons and samples
 MOST = 4  # times as many, before it is believed that there is nothing to find
 FINE, NARROW = (0.03, 0.0), 3 * SHARP  # kinks of searches that begin at neurons, and of those for narrow maxima
 # Kinks of the others: of the directions that wide ones end at, the best half go on; h there tells already where it ends high. With
@@ -50,7 +51,7 @@ BLOCK = 2**24  # numbers in memory at a time
 
 
 class Finds(NamedTuple):
-    """Directions (N, r+1), h of each (N,), and whether the search went as far as any does."""
+    """Directions (N, r+1), h of each (N,), and whether the search went as far as any does: not where maxima are narrow."""
 
     directions: FloatArray
     worths: FloatArray
@@ -126,6 +127,7 @@ class Search:
         directions = np.concatenate(parts)
         if sharp:
             feet = distinct(directions, self.worths(rows, directions), cosine=APART, most=FEET, threshold=PROMISING * self.beta)
+            complete = complete and not narrow(self.basis)
             return self.climbed(v, np.concatenate([neurons, directions[feet]]), directions[:0])._replace(complete=complete)
         return Finds(directions, self.worths(rows, directions), complete)
 
@@ -172,7 +174,7 @@ class Search:
     def begin(self, neurons: FloatArray, count: int, seed: tuple[int, ...]) -> FloatArray:
         """Unit directions, random, and with many samples a column every other one between neurons and samples instead."""
         starts = random_directions(count, self.basis.shape[1], seed)
-        if len(self.basis) >= MANY * self.basis.shape[1]:
+        if not narrow(self.basis):  # random starts find more narrow maxima
             starts[::2] = directions_between(neurons, self.basis, len(starts[::2]), seed)
         return starts
 
@@ -195,7 +197,7 @@ class Search:
         if self.basis.size >= LARGE:  # a climb there is a least squares problem with all samples
             return found
         best = distinct(found, self.worths(rows, found), cosine=APART, most=CLIMBS, threshold=0.0)
-        return np.concatenate([found, climb(self.basis, rows, found[best])])
+        return np.concatenate([found, climb(self.basis, rows, np.concatenate([found[best], blind(self.basis, seed)]))])
 
     def worths(self, rows: FloatArray, directions: FloatArray) -> FloatArray:
         """h of each direction, for V on the rows of the basis."""

@@ -267,11 +267,9 @@ class _Run:
         """Search again at the best dual point, among all that is known too, before its bound is believed."""
         state = self.state
         claimed, state.bound = state.bound, -np.inf
-        known = [state.pool, state.best.directions]
         try:
-            if not self.sharp:
-                known.append(self.search.thorough(state.dual, state.best.directions, state.draws))
-            finds = self.price(state.dual, np.concatenate(known))
+            thorough = self.search.thorough(state.dual, state.best.directions, state.draws)
+            finds = self.price(state.dual, np.concatenate([state.pool, state.best.directions, thorough]))
         except (KeyboardInterrupt, _TimeIsUpError):
             state.bound = claimed  # an estimate like those of the rounds before
             raise

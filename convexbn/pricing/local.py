@@ -144,7 +144,7 @@ class _Price:
         values, gradients = self.one(directions, bend) if self.single else self.several(bend)
         return values, normalised(gradients)
 
-    def one(self, directions: FloatArray, bend: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def one(self, directions: FloatArray, bend: np.floating) -> tuple[FloatArray, FloatArray]:
         """|V^T rho| and its gradient."""
         pull = self.slope @ self.weighted
         values = np.einsum("ij,ij->i", directions, pull[:, :-1])
@@ -153,7 +153,7 @@ class _Price:
             values += bend * (pull[:, -1] - (self.scratch @ self.v)[:, 0])
         return np.abs(values), np.sign(values)[:, None] * pull[:, :-1]
 
-    def several(self, bend: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def several(self, bend: np.floating) -> tuple[FloatArray, FloatArray]:
         """||V^T rho|| and its gradient."""
         if bend:
             np.multiply(self.slope, 0.5, out=self.scratch)

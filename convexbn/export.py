@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 # Standard deviation that exported pre-activations get by the free scale of the first layer. At 2^17 PyTorch's default
-# eps = 1e-5 is below the rounding of the variance 2^34, so its weight is g / sqrt(n) and its weight decay is ours.
-DEVIATION = 2.0**17
+# eps = 1e-5 is below the rounding of the variance 2^34, so its weight is g / sqrt(n) and its weight decay is ours. Narrower types
+# round more, so that less will do: 2^6 is within reach of float16, in which autocast multiplies.
+DEVIATION, NARROW = 2.0**17, 2.0**6
 
 
 def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.Sequential:
@@ -34,20 +35,23 @@ def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.
     Parameters
     ----------
     network : the network
-    dtype : torch.float64 (default) or another floating type
+    dtype : torch.float64 (default) or another floating type; what is exported in float32 runs under `torch.autocast` too
 
     Raises
     ------
     InputError
-        Where the weights don't fit into `dtype`, as for float32 and features of size 1e300.
+        For a `dtype` that is no floating type, and where the weights don't fit into it, as for float32 and features of size 1e300.
     """
     import torch
 
     dtype = torch.float64 if dtype is None else dtype
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype = {dtype!r} is no floating type of PyTorch: pass torch.float32, for instance")
     model, n = _layers(network).to(dtype), network.samples
     norm = next(k for k, layer in enumerate(model) if hasattr(layer, "running_var"))
-    stretch = DEVIATION * np.sqrt(n) / network.norm
-    variance = np.full(len(stretch), DEVIATION**2)
+    deviation = DEVIATION if dtype == torch.float64 else NARROW
+    stretch = deviation * np.sqrt(n) / network.norm
+    variance = np.full(len(stretch), deviation**2)
     correction = np.sqrt(1.0 + model[norm].eps / variance)
     values = {
         "0.weight": (network.weights * stretch[:, None]).reshape(model[0].weight.shape),
@@ -110,7 +114,8 @@ def from_torch(model: Any, X: npt.ArrayLike) -> Network:
         )
 
     def array(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
-        return tensor.detach().cpu().numpy().astype(np.float64)
+        values: npt.NDArray[np.float64] = tensor.detach().cpu().double().numpy()
+        return values
 
     patches = _patches(first, X) if isinstance(first, torch.nn.Conv2d) else None
     weights, outputs = array(first.weight).reshape(len(first.weight), -1), array(last.weight).T
@@ -131,12 +136,17 @@ def _known(model: Any) -> tuple[Any, Any, Any]:
     convolution = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
     layers = list(model) if isinstance(model, nn.Sequential) else []
     for kinds in (plain, after, convolution):
-        if len(layers) == len(kinds) and all(map(isinstance, layers, kinds)):
+        if len(layers) == len(kinds) and all(map(isinstance, layers, kinds)) and _whole_images(layers):
             return layers[0], next(layer for layer in layers if hasattr(layer, "running_var")), layers[-1]
     raise InputError(
         "model must be nn.Sequential(Linear, BatchNorm1d, ReLU, Linear), the same with the ReLU first, or "
-        "nn.Sequential(Conv2d, BatchNorm2d, ReLU, AdaptiveAvgPool2d, Flatten, Linear): rebuild it in that form"
+        "nn.Sequential(Conv2d, BatchNorm2d, ReLU, AdaptiveAvgPool2d(1), Flatten, Linear): rebuild it in that form"
     )
+
+
+def _whole_images(layers: list[Any]) -> bool:
+    """Whether the last layer reads one number of each channel, as global pooling leaves it, or of each unit."""
+    return bool(layers[-1].in_features == next(layer for layer in layers if hasattr(layer, "running_var")).num_features)
 
 
 def _patches(layer: Any, X: npt.ArrayLike) -> Patches:

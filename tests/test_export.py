@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,6 +201,10 @@ def other_modules() -> dict[str, tuple[object, str]]:
         "one layer more": (nn.Sequential(linear, norm, relu, last, nn.ReLU()), "rebuild"),
         "no gains": (nn.Sequential(linear, nn.BatchNorm1d(5, affine=False), relu, last), "affine=True"),
         "output bias": (nn.Sequential(linear, norm, relu, nn.Linear(5, 1)), "bias=False"),
+        "several numbers of a channel": (
+            nn.Sequential(nn.Conv2d(1, 5, 2), nn.BatchNorm2d(5), relu, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 1, bias=False)),
+            r"AdaptiveAvgPool2d\(1\).*rebuild",
+        ),
     }
 
 
@@ -208,6 +213,25 @@ def test_other_architectures_are_refused(name: str) -> None:
     model, advice = other_modules()[name]
     with pytest.raises(InputError, match=f"^model .*{advice}"):
         from_torch(model, random_data())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_gives_the_network_to_its_digits_and_back(dtype: torch.dtype) -> None:
+    """Exported in it, and exported in float32 under autocast: batch normalisation has no number beyond float16 to divide by."""
+    X, rounding = random_data(), 8.0 * torch.finfo(dtype).eps
+    network = random_network(X, 1)
+    model = to_torch(network, dtype=dtype)
+    assert deviation(outputs_of(model.eval(), X, dtype), network.predict(X)) <= rounding
+    assert deviation(from_torch(model, X).predict(X), network.predict(X)) <= rounding
+    with torch.autocast("cpu", dtype):
+        under = to_torch(network, dtype=torch.float32).eval()(torch.as_tensor(X, dtype=torch.float32))
+    assert deviation(under.detach().double().numpy()[:, 0], network.predict(X)) <= rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, "float32", np.float32], ids=str)
+def test_what_is_no_floating_type_is_refused(dtype: Any) -> None:
+    with pytest.raises(InputError, match=r"^dtype = .* no floating type .*: pass torch\.float32"):
+        to_torch(random_network(random_data(), 1), dtype=dtype)
 
 
 def test_other_data_are_refused() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.devices import check_device
 from convexbn.judge import Judge, residuals
-from convexbn.losses import Loss, get_loss
+from convexbn.losses import Loss, get_loss, of_unit_size
 from convexbn.network import Network
 from convexbn.pricing import is_square, known_price
 from convexbn.solution import relative_gap
@@ -182,13 +183,18 @@ def certify_on(
     candidates = residuals(loss, targets, network.on(data).predict(data), objective)
     if dual is not None:
         candidates += _usable(dual, targets)
-    judge = Judge(whitening.basis, targets, loss, beta, arrangements, network.on(data), data, seconds, check_device(device))
+    # A power of two: pricing goes up to fourth powers of V, which float64 holds in that unit, and no digit changes.
+    problem = of_unit_size(targets, loss, beta, math.ldexp(0.5, math.frexp(loss.scale(targets))[1]))
+    unit, same = problem.unit, network.on(data)
+    same = replace(same, outputs=same.outputs / unit)
+    judge = Judge(whitening.basis, problem.y, problem.loss, problem.beta, arrangements, same, data, seconds, check_device(device))
     with few_threads(whitening.basis.size):
-        found = max((judge.bound(candidate) for candidate in candidates), key=lambda bound: bound.proved)
+        found = max((judge.bound(candidate / unit) for candidate in candidates), key=lambda bound: bound.proved)
         if arrangements is None and known_price(whitening.basis, network.pooling.spread(found.v)) is None:
-            found = judge.tightened(found, min(objective, loss.value(np.zeros(targets.shape), targets)))
-    estimate = min(objective, judge.best_estimate)
-    return Certificate(objective, found.proved, evidence, scope, found.price.upper, found.dual, max(found.proved, estimate))
+            lowest = min(objective, loss.value(np.zeros(targets.shape), targets))
+            found = judge.tightened(found, lowest / unit**2)
+    bound, estimate = found.proved * unit**2, min(objective, judge.best_estimate * unit**2)
+    return Certificate(objective, bound + 0.0, evidence, scope, found.price.upper * unit, found.dual * unit, max(bound, estimate) + 0.0)
 
 
 def _usable(dual: FloatArray, y: FloatArray) -> list[FloatArray]:

@@ -245,6 +245,22 @@ def test_affine_maps_of_the_features_change_nothing(loss: Loss, seed: int, shift
     assert moved.bound == pytest.approx(fit.certificate.bound, rel=1e-7)
 
 
+@pytest.mark.parametrize("power", [-440, 8, 440])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_unit_of_the_targets_changes_no_digit(power: int, outputs: int) -> None:
+    """From 1e-132 to 1e132, where squares of prices leave float64: objective and estimate are the same."""
+    X, y = np.random.default_rng(0).standard_normal((14, 4)), np.random.default_rng(1).standard_normal((14, outputs))
+    unit, root = 2.0**power, 2.0 ** (power // 2)
+    small = random_network(X, 5, outputs=outputs)
+    large = replace(small, gain=root * small.gain, shift=root * small.shift, outputs=root * small.outputs)
+    y = y[:, 0] if outputs == 1 else y
+    certificates = [certify(X, s * y, network, beta=0.5 * s, seconds=0.0) for s, network in ((1.0, small), (unit, large))]
+    for name in ("objective", "estimate"):
+        one, other = (getattr(certificate, name) for certificate in certificates)
+        assert other / unit / unit == pytest.approx(one, rel=1e-12)
+    assert 0.0 < certificates[1].bound / unit / unit <= certificates[0].estimate * (1.0 + 1e-12)
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=by_name)
 def test_order_of_the_samples_changes_nothing(loss: Loss) -> None:
     X, y, fit = solved(loss)

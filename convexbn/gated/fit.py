@@ -29,6 +29,8 @@ from convexbn.validation import FloatArray, InputError, check_data, check_target
 from convexbn.whitening import Whitening
 
 if TYPE_CHECKING:
+    import torch
+
     from convexbn.gated.module import GatedConvolution, GatedModule
 
 
@@ -59,9 +61,9 @@ class GatedFit:
         """Outputs (k,), or (k, C), for the rows of X (k, d), or for k images, through the gates."""
         return self.network.predict(X)
 
-    def to_torch(self) -> GatedModule | GatedConvolution:
+    def to_torch(self, *, dtype: torch.dtype | None = None) -> GatedModule | GatedConvolution:
         """The network as a small PyTorch module: see `GatedNetwork.to_torch`."""
-        return self.network.to_torch()
+        return self.network.to_torch(dtype=dtype)
 
     def to_relu(self, X: npt.ArrayLike) -> Conversion:
         """A genuine ReLU network with the same outputs on the training data X (n, d), and the price of it in the objective.

@@ -54,11 +54,11 @@ __all__ = [
 def price_dual(basis: FloatArray, v: FloatArray, arrangements: Arrangements | None, *, seconds: float = 2.0) -> Price:
     """An interval around h(V), V of shape (n,) or (n, C), over the given arrangements; None stands for all of them.
 
-    A tiny or huge V is brought to unit size first, as h is homogeneous: its squares would vanish, and with them its price.
+    A tiny or huge V is brought to unit size first, as h is homogeneous: fourth powers would leave float64, and with them its price.
     `seconds` are for the proof over all arrangements, unlisted.
     """
     size = float(np.max(np.abs(v), initial=0.0))
-    unit = 1.0 if size == 0 or 1e-100 < size < 1e100 else float(np.ldexp(1.0, np.frexp(size)[1]))
+    unit = 1.0 if size == 0 or 1e-60 < size < 1e60 else float(np.ldexp(1.0, np.frexp(size)[1]))
     price = _price_of_unit_size(basis, v / unit, arrangements, seconds)
     return replace(price, upper=unit * price.upper, lower=unit * price.lower)
 

@@ -193,7 +193,7 @@ def certify_on(
         if arrangements is None and known_price(whitening.basis, network.pooling.spread(found.v)) is None:
             lowest = min(objective, loss.value(np.zeros(targets.shape), targets))
             found = judge.tightened(found, lowest / unit**2)
-    bound, estimate = found.proved * unit**2, min(objective, judge.best_estimate * unit**2)
+    bound, estimate = found.proved * unit**2, min(objective, judge.estimate() * unit**2)
     return Certificate(objective, bound + 0.0, evidence, scope, found.price.upper * unit, found.dual * unit, max(bound, estimate) + 0.0)
 
 

@@ -15,10 +15,23 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss
 from convexbn.network import Network
-from convexbn.pricing import BOX_COLUMNS, Price, bound_by_boxes, bound_by_tree, bound_over_outputs, price_dual, price_everywhere
+from convexbn.pricing import (
+    BOX_COLUMNS,
+    Price,
+    affordable,
+    bound_by_boxes,
+    bound_by_tree,
+    bound_over_outputs,
+    known_price,
+    price_dual,
+    price_everywhere,
+    thorough_search,
+    worths_of,
+)
 from convexbn.pricing.dual_point import improve_dual
 from convexbn.pricing.factored import FactoredTraining
 from convexbn.pricing.joint import JointTraining, fits_jointly
+from convexbn.pricing.local import OnCPU, normalised
 from convexbn.pricing.moments import MomentTraining, fits
 from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining
 from convexbn.pricing.outputs import OUTPUTS
@@ -37,6 +50,7 @@ FINE = 0.2  # of the gap, for the price of several outputs when all else has bee
 FIRST = 0.25  # of the time, at most, for the price of each candidate
 # Seconds that it has anyway, so that a budget of 0 leaves the proof to the relaxation; no more with several outputs: other proofs win more.
 SHORT = 1.0
+STARTS, SEED = 2000, (1,)  # of the search that the estimate rests on, with one output
 
 
 @dataclass(frozen=True)
@@ -232,6 +246,23 @@ class Judge:
             self.basis, self.pooling.spread(v), price.directions, price.outputs, price.lower, tolerance=FINE * PROOF_GAP, seconds=self.left
         )
         return self.scaled(v, better)
+
+    def estimate(self) -> float:
+        """The best estimate, after one more search, which begins around the network's neurons too.
+
+        For of all points that were priced the best one is that whose hardest neuron the searches missed by most.
+        """
+        if self.best is None or self.arrangements is not None:
+            return self.best_estimate
+        v, price = self.best
+        rows = self.pooling.spread(v)
+        if known_price(self.basis, rows) is not None:
+            return self.best_estimate
+        rows, neurons = rows.reshape(len(rows), -1), normalised(self.neurons[0].T)
+        starts = affordable(self.basis, STARTS // rows.shape[1])
+        found = thorough_search(OnCPU(self.basis), self.basis, rows, neurons, starts, SEED)
+        lower = max(price.lower, self._own(v), float(np.max(worths_of(self.basis, rows, found), initial=0.0)))
+        return best_scale(dual_values(self.loss, self.y, v), self.beta, lower)[1]
 
     def _own(self, v: FloatArray) -> float:
         """The largest ||v^T (U's)_+|| / ||s|| of the network's neurons."""

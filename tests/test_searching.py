@@ -5,8 +5,8 @@ import pytest
 
 from convexbn import whiten
 from convexbn.patches import NO_POOLING
-from convexbn.pricing import directions_between, random_directions
-from convexbn.solvers.searching import CLOSE, FOLLOWING, MOST, WIDE, Reach, Search
+from convexbn.pricing import climb, directions_between, random_directions
+from convexbn.solvers.searching import CLOSE, FOLLOWING, MOST, THOROUGH, WIDE, Reach, Search
 
 
 def case() -> tuple[np.ndarray, np.ndarray]:
@@ -27,23 +27,45 @@ def counted(search: Search) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("reach", [Reach.FULL, Reach.SHARP])
-def test_a_search_ends_at_the_first_find_or_goes_through_all_starts(reach):
+def test_a_search_ends_at_the_first_find_or_goes_through_all_starts():
     basis, v = case()
     search = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu")
     counts, begin, neurons = [], search.begin, random_directions(2, 4, (1,))
     search.begin = lambda neurons, count, seed: counts.append(count) or begin(neurons, count, seed)
-    first = search(v, neurons, 0.0, draw=1, reach=reach, look_at_clock=lambda: None)
-    assert not first.complete
-    assert counts == [8]
-    highest = first.worths.max()
-    counts.clear()
-    every = search(v, neurons, 10.0 * highest, draw=1, reach=reach, look_at_clock=lambda: None)
-    assert every.complete
-    assert sum(counts) == MOST * 8
-    assert every.worths.max() >= highest
-    exact = np.linalg.norm(v.T @ np.maximum(basis @ every.directions.T, 0.0), axis=0)
-    assert every.worths == pytest.approx(exact, rel=1e-12)
+    found = [search(v, neurons, neurons, enough, draw=1, reach=Reach.FULL, look_at_clock=lambda: None) for enough in (0.0, np.inf)]
+    assert counts[0] == 8
+    assert sum(counts[1:]) == MOST * 8
+    assert found[1].worths.max() >= found[0].worths.max()
+    for directions, worths in found:
+        assert worths == pytest.approx(np.linalg.norm(v.T @ np.maximum(basis @ directions.T, 0.0), axis=0), rel=1e-12)
+
+
+def test_a_search_that_climbs_does_so_too_and_keeps_what_it_is_shown():
+    basis, v = case()
+    search, neurons, known = Search(basis, NO_POOLING, 1e-9, 8, 0, "cpu"), random_directions(2, 4, (1,)), random_directions(3, 4, (2,))
+    sizes, looks = counted(search), []
+    found = [
+        search(v, neurons, known, enough, draw=1, reach=Reach.SHARP, look_at_clock=lambda: looks.append(len(sizes)))
+        for enough in (0.0, np.inf)
+    ]
+    assert sizes[:2] == [4, 12]  # random starts on rounded kinks, and with those around neurons on sharp ones
+    assert sum(sizes[2:]) == 2 * MOST * 8
+    assert looks == [0, 2, 4, 6]
+    for directions, worths in found:
+        assert worths == pytest.approx(np.linalg.norm(v.T @ np.maximum(basis @ directions.T, 0.0), axis=0), rel=1e-12)
+        assert np.allclose(directions[-5:], climb(basis, v, np.concatenate([neurons, known])))
+        assert search.worths(v, climb(basis, v, directions[:-5])) == pytest.approx(worths[:-5], rel=1e-9)  # maxima, all of them
+
+
+def test_a_thorough_search_starts_as_often_as_all_before_it():
+    basis, v = case()
+    search = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu")
+    sizes = counted(search)
+    for draw, starts in ((1, THOROUGH), (1000, 8000)):
+        sizes.clear()
+        found = search.thorough(v, random_directions(2, 4, (1,)), draw)
+        assert sum(sizes) == 2 * starts
+        assert search.worths(v, climb(basis, v, found)) == pytest.approx(search.worths(v, found), rel=1e-9)
 
 
 def test_rounded_kinks_find_higher_maxima_than_sharp_ones():
@@ -59,7 +81,7 @@ def test_worths_are_the_same_in_parts(monkeypatch):
     basis, v = case()
     search, directions = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu"), random_directions(50, 4, (0,))
     whole = search.worths(v, directions)
-    monkeypatch.setattr("convexbn.solvers.searching.BLOCK", 500)
+    monkeypatch.setattr("convexbn.pricing.local.NUMBERS", 500)
     assert search.worths(v, directions) == pytest.approx(whole, rel=1e-12)
 
 
@@ -92,7 +114,7 @@ def test_families_hold_higher_maxima_than_their_first_members():
     basis, v = several()
     search = Search(basis, NO_POOLING, 1.0, 60, 0, "cpu")
     sizes = counted(search)
-    found = search(v, np.zeros((0, 21)), np.inf, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
+    found = search(v, np.zeros((0, 21)), np.zeros((0, 21)), np.inf, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
     assert sizes[:2] == [30, 30]
     assert len(sizes) == 2 + FOLLOWING + 1
     assert all(0 < size <= 30 for size in sizes[2:-1])  # the children of fifteen
@@ -105,8 +127,8 @@ def test_families_end_where_all_of_the_best_are_worth_enough():
     basis, v = several()
     search, neurons = Search(basis, NO_POOLING, 1.0, 60, 0, "cpu"), random_directions(2, 21, (1,))
     sizes = counted(search)
-    found = search(v, neurons, 0.0, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
+    found = search(v, neurons, neurons, 0.0, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
     assert sizes == [30, 30, 2]
     assert found.worths.shape == (2 + 30 + 15,)
-    nothing = search(0.0 * v, neurons, 0.0, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
+    nothing = search(0.0 * v, neurons, neurons, 0.0, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
     assert np.all(nothing.worths == 0.0)

@@ -13,16 +13,28 @@ from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.climbing import climb
 from convexbn.pricing.everywhere import affordable, blind, bound_by_relaxation, narrow, price_everywhere
-from convexbn.pricing.local import directions_around, directions_between, distinct, evolve, local_search, random_directions
+from convexbn.pricing.local import (
+    LocalSearch,
+    directions_around,
+    directions_between,
+    directions_near,
+    distinct,
+    evolve,
+    local_search,
+    random_directions,
+    worths_of,
+)
 from convexbn.pricing.nonnegative import RelaxedTraining, bound_by_products
 from convexbn.pricing.outputs import bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.pricing.square import known_price, price_square_outputs
+from convexbn.pricing.thorough import mixed_search, thorough_search
 from convexbn.pricing.tree import bound_by_tree
 from convexbn.validation import FloatArray
 
 __all__ = [
     "BOX_COLUMNS",
+    "LocalSearch",
     "Price",
     "Relaxation",
     "RelaxedTraining",
@@ -36,11 +48,13 @@ __all__ = [
     "climb",
     "directions_around",
     "directions_between",
+    "directions_near",
     "distinct",
     "evolve",
     "is_square",
     "known_price",
     "local_search",
+    "mixed_search",
     "narrow",
     "price_arrangements",
     "price_dual",
@@ -48,6 +62,8 @@ __all__ = [
     "price_square",
     "price_square_outputs",
     "random_directions",
+    "thorough_search",
+    "worths_of",
 ]
 
 

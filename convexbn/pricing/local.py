@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from convexbn.threads import side_by_side
 from convexbn.validation import FloatArray
 
+SINGLE: str = "float32"
+NUMBERS = 2**24  # in memory at a time
 # Widths of the kinks in a search, of 1 / sqrt(n), the root mean square of an entry of U's.
 WIDTHS = (1.0, 0.5, 0.2, 0.1, 0.03, 0.0)
 SHARP = (0.0,)
@@ -26,6 +30,12 @@ def directions_around(centres: FloatArray, each: int, distances: tuple[float, ..
     return normalised(centres + lengths * random_directions(len(centres), centres.shape[1], seed))
 
 
+def directions_near(neurons: FloatArray, count: int, distances: tuple[float, ...], seed: tuple[int, ...]) -> FloatArray:
+    """Unit directions (count, width) at these distances from random unit neurons (m, width); none without neurons."""
+    chosen = np.random.default_rng(seed).integers(max(1, len(neurons)), size=min(count, count * len(neurons)))
+    return directions_around(neurons[chosen], 1, distances, seed)
+
+
 def directions_between(neurons: FloatArray, basis: FloatArray, count: int, seed: tuple[int, ...]) -> FloatArray:
     """Unit directions (count, r+1) half-way between random unit neurons (m, r+1) and random rows of the basis, of either sign.
 
@@ -42,6 +52,13 @@ def normalised(rows: FloatArray) -> FloatArray:
     length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
     scaled: FloatArray = rows / np.where(length > 0, length, 1.0)
     return scaled
+
+
+def worths_of(basis: FloatArray, v: FloatArray, directions: FloatArray) -> FloatArray:
+    """h of each direction (N, r+1), shape (N,), for V (n, C)."""
+    parts = np.array_split(directions, 1 + directions.shape[0] * len(basis) // NUMBERS)
+    worths: FloatArray = np.concatenate([np.linalg.norm(v.T @ np.maximum(basis @ part.T, 0.0), axis=0) for part in parts])
+    return worths
 
 
 def distinct(units: FloatArray, worths: FloatArray, *, cosine: float, most: int, threshold: float = 0.0) -> list[int]:
@@ -168,6 +185,26 @@ class _Price:
         np.matmul(values / np.where(worths > 0, worths, 1.0)[:, None], self.v.T, out=self.scratch)
         np.multiply(self.scratch, self.slope, out=self.scratch)
         return worths, self.scratch @ self.weighted
+
+
+class LocalSearch(Protocol):
+    """From V (n, C) and starts (N, r+1) to local maxima of h, all in float64 outside."""
+
+    def __call__(self, v: FloatArray, starts: FloatArray, widths: tuple[float, ...]) -> FloatArray:
+        """Unit directions, in the order of the starts."""
+        ...
+
+
+class OnCPU:
+    """`local_search` in single precision, which is enough, as finds are priced again."""
+
+    def __init__(self, basis: FloatArray) -> None:
+        self.basis = basis.astype(SINGLE)
+
+    def __call__(self, v: FloatArray, starts: FloatArray, widths: tuple[float, ...]) -> FloatArray:
+        """Unit directions, in the order of the starts."""
+        v = (v / (np.max(np.abs(v), initial=0.0) or 1.0)).astype(SINGLE)
+        return local_search(self.basis, v, starts.astype(SINGLE), widths=widths)[0].astype(np.float64)
 
 
 def evolve(

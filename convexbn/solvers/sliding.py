@@ -14,12 +14,13 @@ from convexbn.checkpoint import fingerprint
 from convexbn.devices import check_device
 from convexbn.network import merge, merge_cells
 from convexbn.pricing import affordable, distinct, random_directions
+from convexbn.pricing.local import SINGLE
 from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.solution import Round, Solution, Status
 from convexbn.solvers.amplitudes import fit_amplitudes
 from convexbn.solvers.descent import Layer, LayerOnCPU, slide
-from convexbn.solvers.searching import SINGLE, Finds, Reach, Search
+from convexbn.solvers.searching import Finds, Reach, Search
 from convexbn.solvers.state import Neurons, State
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
@@ -37,6 +38,7 @@ CORRECTIONS = 3  # amplitude solves before the next search, the later ones with 
 # Below the gap SHARP neurons sit on so many facets of their cells that descent jams: searches then climb to exact maxima, and all
 # that nearly matter come in at once. With more COLUMNS neurons have many dimensions left on their facets, and descent is better.
 SHARP, COLUMNS = 0.02, 32
+KEPT = 100  # maxima that searches begin with, worth more than beta (1 - sqrt(gap)): what V can bring above beta on its way to the optimum
 FACETS = 1.0 - 1e-9  # cosine from which two maxima are one
 # The last digits: climbs as long as they gain something, or descent on ever sharper kinks, down to a part of the tolerance.
 POLISH, POLISHED, SETTLED = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 1e-3, 1e-7
@@ -246,7 +248,7 @@ class _Run:
                 break
             self.insert(finds)
             state.multiply()
-        if state.gap <= tolerance and not (self.sharp and finds.complete and state.dual is v):
+        if state.gap <= tolerance:
             self.confirm()
         if state.gap > STALLED * before:
             state.width = max(LAST_WIDTH, SHRINK * state.width)
@@ -256,10 +258,11 @@ class _Run:
         state = self.state
         state.draws += 1
         enough = state.beta * (1.0 + 0.5 * max(self.settings.tolerance, 0.1 * state.gap))
-        finds = self.search(v, state.neurons.directions, enough, draw=state.draws, reach=self.reach, look_at_clock=self.look_at_clock)
+        around, draw = (state.neurons.directions, state.pool), state.draws
+        finds = self.search(v, *around, enough, draw=draw, reach=self.reach, look_at_clock=self.look_at_clock)
         if known is not None:
             worths = self.search.worths(state.pooling.spread(v), known)
-            finds = Finds(np.concatenate([finds.directions, known]), np.concatenate([finds.worths, worths]), finds.complete)
+            finds = Finds(np.concatenate([finds.directions, known]), np.concatenate([finds.worths, worths]))
         state.believe(v, float(np.max(finds.worths, initial=0.0)))
         return finds
 
@@ -281,11 +284,11 @@ class _Run:
 
         The pool holds what was found before: where V comes to violate h <= beta at one of them again, it costs no search.
         """
-        state, (found, worths, _) = self.state, finds
+        state, (found, worths) = self.state, finds
         if self.sharp:
-            kept = distinct(found, worths, cosine=FACETS, most=self.effort.pool, threshold=state.beta * (1.0 - state.gap))
+            kept = distinct(found, worths, cosine=FACETS, most=KEPT, threshold=state.beta * (1.0 - np.sqrt(state.gap)))
             state.pool = found[kept]
-            return self.add(state.pool)
+            return self.add(state.pool[worths[kept] > state.beta * (1.0 - state.gap)])
         kept = distinct(found, worths, cosine=COSINE, most=self.effort.new, threshold=0.5 * state.beta)
         state.pool = np.concatenate([found[kept], state.pool])[: self.effort.pool]
         for _ in range(CORRECTIONS):

@@ -40,7 +40,7 @@ CORRECTIONS = 3  # amplitude solves before the next search, the later ones with 
 SHARP, COLUMNS = 0.02, 32
 KEPT = 100  # maxima that searches begin with, worth more than beta (1 - sqrt(gap)): what V can bring above beta on its way to the optimum
 FACETS = 1.0 - 1e-9  # cosine from which two maxima are one
-# The last digits: climbs as long as they gain something, or descent on ever sharper kinks, down to a part of the tolerance.
+# The last digits: climbs as long as they gain something, then descent on ever sharper kinks, down to a part of the tolerance.
 POLISH, POLISHED, SETTLED = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 1e-3, 1e-7
 DONE = 0.1  # of the tolerance: below that there are no digits left that anybody asked for
 PATIENCE = 1.1  # times the seconds, polish included
@@ -343,7 +343,7 @@ class _Run:
         return Neurons(*end)
 
     def polish(self) -> None:
-        """The last digits, which rounds don't pay for: climbs while they gain; else descent with ever sharper kinks."""
+        """The last digits, which rounds don't pay for: climbs while they gain, then descent with ever sharper kinks."""
         state = self.state
         if state.gap <= DONE * self.settings.tolerance:
             return
@@ -358,8 +358,8 @@ class _Run:
         for width in POLISH:
             if not len(state.best.outputs) or width < POLISHED * self.settings.tolerance or time.perf_counter() > self.last:
                 break
-            if self.sharp:  # after climbs descent wins less than a hundredth of the tolerance, and takes as long as all rounds
-                break
+            if self.sharp and width > state.gap:  # descent on such kinks undoes what climbs have won
+                continue
             state.width = width
             state.accept(self.slid(exact, state.best, 300, self.last))
             state.multiply()

@@ -76,7 +76,7 @@ def test_the_script_writes_the_tables_and_goes_on_where_it_stopped(folder, tmp_p
     second = json.loads((tmp_path / "results.json").read_text())
     assert all(second[key] == record for key, record in first.items())
     assert len(second) == 5
-    chosen, following = (second[f"{rows.WHOLE}: convex, gated, truncated{name}"]["settings"] for name in ("", ", in the time of SGD"))
+    chosen, following = (second[f"{rows.WHOLE}: convex, gated, truncated{name}"]["settings"] for name in ("", ", half the gates"))
     assert all(following[name] == chosen[name] for name in ("loss", "rank", "fraction"))
     for record in second.values():
         for outcome in record["runs"]:

@@ -73,7 +73,8 @@ class SlidingFrankWolfe:
     ||V^T p (U's)_+|| > beta, V = -grad L; (b) amplitudes: with the directions fixed, a convex group lasso for W; (c) sliding:
     descent on S and W together, then merging and pruning. With one output and a smooth loss random directions slide to their places
     first; with one output and up to 32 columns, below a gap of two percent, climbs to exact local maxima of h take the place of (c).
-    The gap is estimated, as the searches may miss the maximum of h: `certify` proves what can be proved.
+    Before a gap is believed, one more search starts as often as all before it together. It is estimated, as searches may miss the
+    maximum of h: `certify` proves what can be proved.
 
     Source: Denoyelle, Duval, Peyre and Soubies 2019 (sliding Frank-Wolfe), Bach 2017 (conditional gradient for networks).
 

@@ -106,7 +106,7 @@ def test_a_rough_solution_of_a_solver_gets_smaller_and_no_worse(loss):
     doubled = with_shares((fit.solution.directions, fit.solution.outputs.reshape(-1, 1)), 0)
     wide = recover(fit.whitening, *doubled)
     pruned = prune_network(wide, problem.X)
-    objective = fit.network.objective(problem.X, problem.y, loss, beta)
+    objective = wide.objective(problem.X, problem.y, loss, beta)
     assert 0 < pruned.neurons <= min(8, len(fit.solution.outputs))
     assert pruned.objective(problem.X, problem.y, loss, beta) <= objective * (1.0 + 1e-8)
     again = certify(problem.X, problem.y, pruned, beta=beta, loss=loss, dual=fit.solution.dual)

@@ -22,7 +22,7 @@ def best_of_orthants(v: np.ndarray) -> float:
         inside = [i for i in range(len(v)) if pattern >> i & 1]
         values, vectors = np.linalg.eigh(v[inside] @ v[inside].T)
         for value, vector in zip(values, vectors.T, strict=True):
-            if np.min(vector * np.sign(vector.sum())) >= -1e-12:
+            if np.min(vector * np.sign(vector[np.argmax(np.abs(vector))])) >= -1e-12:
                 best = max(best, value)
     return float(np.sqrt(max(best, 0.0)))
 

@@ -121,7 +121,7 @@ def whiten(X: npt.ArrayLike, *, rank: float | None = None, tolerance: float = 1e
         factors = _by_gram_matrix(data, wanted)
     left, values, components, energy, dropped = factors or _by_decomposition(data, wanted, tolerance)
     # Constant columns, 0 by now, may be of any size: rounding there would be multiplied by it.
-    components = np.where(data.any(axis=0)[:, None], components, 0.0)
+    components = np.where(np.any(data, axis=0, keepdims=True).T, components, 0.0)
     constant = np.full(len(data), 1.0 / np.sqrt(len(data)))
     # Rounding tilts the vectors of small singular values towards the constant one: set them upright again.
     basis = _orthonormal(np.column_stack([constant, left]))[0]

@@ -15,7 +15,7 @@ from convexbn.devices import check_device
 from convexbn.judge import Judge, residuals
 from convexbn.losses import Loss, get_loss, of_unit_size
 from convexbn.network import Network
-from convexbn.pricing import is_square, known_price
+from convexbn.pricing import is_square
 from convexbn.solution import relative_gap
 from convexbn.streaming import Stream, whiten_stream
 from convexbn.threads import few_threads
@@ -180,17 +180,18 @@ def certify_on(
         raise InputError(f"arrangements are patterns of {rows}: make them from this X")
     if arrangements is not None and arrangements.complete and not arrangements.fits(whitening.basis):
         raise InputError("arrangements are not known to be all those of X: make them by enumerate_arrangements(whiten(X).basis)")
-    candidates = residuals(loss, targets, network.on(data).predict(data), objective)
+    same = network.on(data)
+    candidates = residuals(loss, targets, same.predict(data), objective)
     if dual is not None:
         candidates += _usable(dual, targets)
     # A power of two: pricing goes up to fourth powers of V, which float64 holds in that unit, and no digit changes.
     problem = of_unit_size(targets, loss, beta, math.ldexp(0.5, math.frexp(loss.scale(targets))[1]))
-    unit, same = problem.unit, network.on(data)
+    unit = problem.unit
     same = replace(same, outputs=same.outputs / unit)
     judge = Judge(whitening.basis, problem.y, problem.loss, problem.beta, arrangements, same, data, seconds, check_device(device))
     with few_threads(whitening.basis.size):
         found = max((judge.bound(candidate / unit) for candidate in candidates), key=lambda bound: bound.proved)
-        if arrangements is None and known_price(whitening.basis, network.pooling.spread(found.v)) is None:
+        if not judge.known(found.v):
             lowest = min(objective, loss.value(np.zeros(targets.shape), targets))
             found = judge.tightened(found, lowest / unit**2)
     bound, estimate = found.proved * unit**2, min(objective, judge.estimate() * unit**2)

@@ -252,17 +252,19 @@ class Judge:
 
         For of all points that were priced the best one is that whose hardest neuron the searches missed by most.
         """
-        if self.best is None or self.arrangements is not None:
-            return self.best_estimate
+        assert self.best is not None
         v, price = self.best
-        rows = self.pooling.spread(v)
-        if known_price(self.basis, rows) is not None:
+        if self.known(v):
             return self.best_estimate
-        rows, neurons = rows.reshape(len(rows), -1), normalised(self.neurons[0].T)
+        rows, neurons = self.pooling.spread(v).reshape(len(self.basis), -1), normalised(self.neurons[0].T)
         starts = affordable(self.basis, STARTS // rows.shape[1])
         found = thorough_search(OnCPU(self.basis), self.basis, rows, neurons, starts, SEED)
         lower = max(price.lower, self._own(v), float(np.max(worths_of(self.basis, rows, found), initial=0.0)))
         return best_scale(dual_values(self.loss, self.y, v), self.beta, lower)[1]
+
+    def known(self, v: FloatArray) -> bool:
+        """Whether no search and no relaxation can add to what is known of the price of v."""
+        return self.arrangements is not None or known_price(self.basis, self.pooling.spread(v)) is not None
 
     def _own(self, v: FloatArray) -> float:
         """The largest ||v^T (U's)_+|| / ||s|| of the network's neurons."""

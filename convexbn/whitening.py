@@ -125,7 +125,7 @@ def whiten(X: npt.ArrayLike, *, rank: float | None = None, tolerance: float = 1e
     constant = np.full(len(data), 1.0 / np.sqrt(len(data)))
     # Rounding tilts the vectors of small singular values towards the constant one: set them upright again.
     basis = _orthonormal(np.column_stack([constant, left]))[0]
-    return Whitening(mean, scale, components, values, np.roll(basis, -1, axis=1), dropped, energy)
+    return Whitening(mean, scale, np.ascontiguousarray(components), values, np.roll(basis, -1, axis=1), dropped, energy)
 
 
 def check_rank(rank: float | None) -> float | None:

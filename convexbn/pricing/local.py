@@ -114,7 +114,7 @@ def _ascend(
     basis: FloatArray, v: FloatArray, directions: FloatArray, widths: tuple[float, ...], steps: int
 ) -> tuple[FloatArray, FloatArray]:
     """`local_search` for so few unit directions that their products with the basis stay in the cache."""
-    look = _Price(basis, v, len(directions))
+    look = _RoundedPrice(basis, v, len(directions))
     step = np.ones((len(directions), 1), basis.dtype)
     for width in widths:
         worths, uphill = look(directions, width)
@@ -133,7 +133,7 @@ def _ascend(
     return directions, worths
 
 
-class _Price:
+class _RoundedPrice:
     """h of `count` unit directions, with kinks of a width, and its unit gradients.
 
     The ReLU rounded over |t| <= mu is  rho(t) = a (t + mu (1 - a)) = 2 mu a (z - a/2),  z = t/(2 mu) + 1/2, its slope a = z between 0

@@ -97,8 +97,7 @@ class Search:
         if reach is Reach.SHARP:
             found = self.climbed(v, np.concatenate([neurons, known]), neurons[:0])
             return self.sharp(found, v, neurons, enough, (self.seed, draw), look_at_clock)
-        parts = [neurons]
-        spent = 0
+        parts, spent = [neurons], 0
         while spent < MOST * self.starts:
             look_at_clock()
             count, seed = max(spent, self.starts), (self.seed, draw, spent)
@@ -106,7 +105,7 @@ class Search:
             parts.append(self.local(rows, starts, NARROW) if spent == self.starts else self.in_stages(rows, starts))
             parts.append(self.local(rows, directions_near(neurons, count, DISTANCES, seed), NEARBY))
             spent += count
-            if max(float(np.max(self.worths(rows, part), initial=0.0)) for part in parts[1:]) > enough:
+            if max(float(np.max(self.worths(rows, part), initial=0.0)) for part in parts[-2:]) > enough:
                 break
         directions = np.concatenate(parts)
         return Finds(directions, self.worths(rows, directions))

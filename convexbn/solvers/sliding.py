@@ -259,8 +259,9 @@ class _Run:
         state = self.state
         state.draws += 1
         enough = state.beta * (1.0 + 0.5 * max(self.settings.tolerance, 0.1 * state.gap))
-        around, draw = (state.neurons.directions, state.pool), state.draws
-        finds = self.search(v, *around, enough, draw=draw, reach=self.reach, look_at_clock=self.look_at_clock)
+        finds = self.search(
+            v, state.neurons.directions, state.pool, enough, draw=state.draws, reach=self.reach, look_at_clock=self.look_at_clock
+        )
         if known is not None:
             worths = self.search.worths(state.pooling.spread(v), known)
             finds = Finds(np.concatenate([finds.directions, known]), np.concatenate([finds.worths, worths]))

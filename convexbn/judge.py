@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -17,9 +16,9 @@ from convexbn.losses import Loss
 from convexbn.network import Network
 from convexbn.pricing import (
     BOX_COLUMNS,
+    BoxSearch,
     Price,
     affordable,
-    bound_by_boxes,
     bound_by_tree,
     bound_over_outputs,
     known_price,
@@ -41,6 +40,7 @@ from convexbn.validation import FloatArray
 # Branch and bound begins where the relaxation leaves a larger gap.
 PROOF_GAP = 1e-3
 HOPELESS_GAP = 0.1  # with many columns, for a better dual point
+FAR_GAP = 0.1  # from the estimate, after half of the time that boxes have; from nearer by, the other half takes them further than moments
 TREE_GAP = 0.01  # with many columns; beyond it products of samples win more than splitting the sphere or moments of degree 6
 DUAL_STEPS = (100, 400)
 HALVES = (2, 3)  # half the degree of moments
@@ -183,17 +183,20 @@ class Judge:
 
         Joint moments win more than degree 6 where degree 4 leaves percents, and less where it leaves parts of a thousand.
         """
-        directions, outputs = self.neurons
         rows, width = self.basis.shape
         joint = self.pooling.patches == 1 and fits_jointly(rows, width)
         for half in HALVES:
             gap = objective - found.proved
             better = joint and half > HALVES[0] and gap > TREE_GAP * objective
             if gap > PROOF_GAP * objective and self.left > 0.0 and not better and fits(rows, width, half):
-                neurons = directions.T, outputs.reshape(len(outputs))
-                training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=half, pooling=self.pooling)
-                found = self._by_training(training, found, objective)
+                found = self._by_moments_of(half, found, objective)
         return found
+
+    def _by_moments_of(self, half: int, found: Bound, objective: float) -> Bound:
+        directions, outputs = self.neurons
+        neurons = directions.T, outputs.reshape(len(outputs))
+        training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=half, pooling=self.pooling)
+        return self._by_training(training, found, objective)
 
     def _by_factors(self, found: Bound, objective: float) -> Bound:
         """The best bound of the training problem relaxed to second moments, for many samples."""
@@ -222,13 +225,27 @@ class Judge:
         return found
 
     def _by_boxes(self, found: Bound, objective: float) -> Bound:
-        """Branch and bound on boxes, at the point with the best estimate: for few columns they come as near to it as time allows."""
+        """Branch and bound on boxes, at the point with the best estimate: for few columns they come as near to it as time allows.
+
+        Where half of the time leaves them far from it, moments come nearer in the rest, or in a part of it.
+        """
         assert self.best is not None
         v, price = self.best
         rows = self.pooling.spread(v)
-        search = partial(bound_by_boxes, self.basis, lower=price.lower, tolerance=0.5 * PROOF_GAP, seconds=self.left)
-        with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
-            return self.scaled(v, replace(price, upper=max(threads.map(search, (rows, -rows)))))
+        searches = [BoxSearch(self.basis, side, price.lower, tolerance=0.5 * PROOF_GAP) for side in (rows, -rows)]
+
+        def searched(seconds: float) -> Bound:
+            with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
+                upper = max(threads.map(lambda search: search.advance(seconds), searches))
+            return self.scaled(v, replace(price, upper=upper))
+
+        found = max(found, searched(0.5 * self.left), key=lambda bound: bound.proved)
+        halves = [half for half in HALVES if fits(len(rows), self.basis.shape[1], half)]
+        if halves and self.pooling.patches == 1 and self.best_estimate - found.proved > FAR_GAP * objective:
+            found = self._by_moments_of(halves[-1], found, objective)
+        if objective - found.proved > PROOF_GAP * objective and self.left > 0.0:
+            found = max(found, searched(self.left), key=lambda bound: bound.proved)
+        return found
 
     def _by_tree(self, found: Bound, objective: float) -> Bound:
         """Branch and bound on the sphere, at the point with the best bound, where the gap is small."""

@@ -81,3 +81,17 @@ def test_halves_cover_the_box_and_are_cut_where_there_is_width() -> None:
     np.testing.assert_array_equal(other.centre + other.half, boxes.centre + boxes.half)
     shared = (one.centre + one.half)[np.arange(64), found.side], (other.centre - other.half)[np.arange(64), found.side]
     np.testing.assert_allclose(*shared, rtol=0.0, atol=1e-15)
+
+
+def test_a_search_goes_on_where_it_stopped() -> None:
+    """Its bound never rises, never passes what is attained, and is that of a search in one go at the end."""
+    generator = np.random.default_rng(1)
+    basis = whiten(generator.standard_normal((60, 3))).basis
+    v = generator.standard_normal(60)
+    directions = generator.standard_normal((20_000, basis.shape[1]))
+    attained = float(np.max(np.maximum(directions @ basis.T, 0.0) @ v / np.linalg.norm(directions, axis=1)))
+    search = module.BoxSearch(basis, v, attained, tolerance=0.1)
+    bounds = [search.advance(seconds) for seconds in (0.0, 1e-9, 1e-3, 60.0, 60.0)]
+    assert bounds == sorted(bounds, reverse=True)
+    assert bounds[0] > 1.1 * attained >= bounds[-1] >= attained
+    assert module.bound_by_boxes(basis, v, attained, tolerance=0.1, seconds=60.0) <= 1.1 * attained

@@ -43,6 +43,18 @@ def test_what_is_tried_first(outputs: int, features: int, first: str, monkeypatc
         certify(X, y, network, beta=0.3 * beta, seconds=100.0)
 
 
+def test_moments_take_over_from_boxes_that_are_far_from_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not from those that have come near it, however far the network is from both."""
+    X, y, network, beta = problem(1, 4)
+    monkeypatch.setattr(judge, "MomentTraining", forbidden)
+    found = certify(X, y, network, beta=0.3 * beta, seconds=10.0)
+    assert found.relative_gap > judge.FAR_GAP
+    assert found.estimate - found.bound < judge.FAR_GAP * found.objective
+    monkeypatch.setattr(judge, "FAR_GAP", -1.0)
+    with pytest.raises(AssertionError, match="time"):
+        certify(X, y, network, beta=0.3 * beta, seconds=10.0)
+
+
 def test_joint_moments_take_what_moments_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     """Degree 4 is begun and, with no patience, left at once; degree 6 is passed over where percents are left."""
     X, y, network, beta = problem(1, 9)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from convexbn.arrangements import Arrangements
-from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
+from convexbn.pricing.boxes import BOX_COLUMNS, BoxSearch, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.climbing import climb
 from convexbn.pricing.everywhere import affordable, blind, bound_by_relaxation, narrow, price_everywhere
@@ -34,6 +34,7 @@ from convexbn.validation import FloatArray
 
 __all__ = [
     "BOX_COLUMNS",
+    "BoxSearch",
     "LocalSearch",
     "Price",
     "Relaxation",

@@ -60,7 +60,12 @@ class Boxes:
 
 
 def bound_by_boxes(basis: FloatArray, v: FloatArray, lower: float, *, tolerance: float, seconds: float) -> float:
-    """A proved upper bound on max over ||s|| <= 1 of v^T (U's)_+, at most (1 + tolerance) `lower` if the time suffices.
+    """A proved upper bound on max over ||s|| <= 1 of v^T (U's)_+, at most (1 + tolerance) `lower` if the time suffices: see `BoxSearch`."""
+    return BoxSearch(basis, v, lower, tolerance=tolerance).advance(seconds)
+
+
+class BoxSearch:
+    """A proved upper bound on max over ||s|| <= 1 of v^T (U's)_+ that falls with time, down to (1 + tolerance) `lower`.
 
     The maximum is homogeneous, so it is taken of v^T (U's)_+ / ||s|| over the surface of a cube. In a box each t_i = u_i^T s has
     a range; v_i (t_i)_+ is at most its chord there for v_i > 0, and at most v_i a_i t_i, 0 <= a_i <= 1, for v_i < 0: a linear bound
@@ -68,41 +73,51 @@ def bound_by_boxes(basis: FloatArray, v: FloatArray, lower: float, *, tolerance:
     such T is found by bisection, with o the centre of the box. Where it leaves the box open, the slopes a_i are moved to where they
     cost less at the s that attains the bound, o to that s, and T is looked for again, which takes a third off what the bound is loose
     by. Boxes with T <= (1 + tolerance) `lower` are done, the worst others are halved, across the side along which the samples bend
-    most. Both together need a third of the boxes that a cut across the longest side needs without them, in seven columns. The answer
-    is the largest T left, valid whenever the search stops.
+    most. Both together need a third of the boxes that a cut across the longest side needs without them, in seven columns. The bound
+    is the largest T left, valid whenever the search stops, and it can go on.
 
     Parameters
     ----------
     basis : (n, r+1) U'; the number of boxes grows exponentially in r, 7 columns are much already
     v : (n,) V, or -V
     lower : a value that is attained
-    tolerance, seconds : when to stop
+    tolerance : relative, where to stop
     """
-    deadline = time.perf_counter() + seconds
-    width = basis.shape[1]
-    samples = _Samples(basis, v, (1.0 + tolerance) * lower)
-    done = 0.0
-    identity = np.eye(width)
-    faces = np.concatenate([identity, -identity])
-    trivial = np.full(len(faces), trivial_bound(v))
-    open_boxes = Boxes(faces, 1.0 - np.abs(faces), trivial, np.argmin(np.abs(faces), axis=1))
-    while len(open_boxes) and time.perf_counter() < deadline:
-        count = min(len(open_boxes), max(BATCH, min(len(open_boxes) // 2, ROUND)))
-        full = len(open_boxes) > FRONTIER
-        worst = np.arange(len(open_boxes) - count, len(open_boxes)) if full else np.argpartition(-open_boxes.bound, count - 1)[:count]
-        rest = np.ones(len(open_boxes), dtype=np.bool_)
+
+    def __init__(self, basis: FloatArray, v: FloatArray, lower: float, *, tolerance: float) -> None:
+        width = basis.shape[1]
+        self._samples = _Samples(basis, v, (1.0 + tolerance) * lower)
+        self._done = 0.0
+        identity = np.eye(width)
+        faces = np.concatenate([identity, -identity])
+        trivial = np.full(len(faces), trivial_bound(v))
+        self._open = Boxes(faces, 1.0 - np.abs(faces), trivial, np.argmin(np.abs(faces), axis=1))
+
+    def advance(self, seconds: float) -> float:
+        """The bound after so many seconds more, or when it is good to the tolerance."""
+        deadline = time.perf_counter() + seconds
+        while len(self._open) and time.perf_counter() < deadline:
+            self._halve_the_worst(deadline)
+        return max(self._done, float(np.max(self._open.bound, initial=0.0)))
+
+    def _halve_the_worst(self, deadline: float) -> None:
+        """The worst of the open boxes are replaced by those of their halves that are not done."""
+        boxes = self._open
+        count = min(len(boxes), max(BATCH, min(len(boxes) // 2, ROUND)))
+        full = len(boxes) > FRONTIER
+        worst = np.arange(len(boxes) - count, len(boxes)) if full else np.argpartition(-boxes.bound, count - 1)[:count]
+        rest = np.ones(len(boxes), dtype=np.bool_)
         rest[worst] = False
-        chosen, parts = open_boxes.take(worst), [open_boxes.take(rest)]
+        chosen, parts = boxes.take(worst), [boxes.take(rest)]
         for first in range(0, count, BATCH):
             if time.perf_counter() >= deadline:
                 parts.append(chosen.take(slice(first, None)))
                 break
-            children = samples.bounded(chosen.take(slice(first, first + BATCH)).halved())
-            closed = children.bound <= samples.goal
-            done = max(done, float(np.max(children.bound[closed], initial=0.0)))
+            children = self._samples.bounded(chosen.take(slice(first, first + BATCH)).halved())
+            closed = children.bound <= self._samples.goal
+            self._done = max(self._done, float(np.max(children.bound[closed], initial=0.0)))
             parts.append(children.take(~closed))
-        open_boxes = Boxes.joined(parts)
-    return max(done, float(np.max(open_boxes.bound, initial=0.0)))
+        self._open = Boxes.joined(parts)
 
 
 class _Half:

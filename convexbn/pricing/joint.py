@@ -236,7 +236,7 @@ class JointTraining:
         linear += 0.25 * np.tensordot(basis.T @ ((pp - pq - pq.T + qq) @ basis), maps.quadratic, 2)
         linear += 0.5 * LOCAL * np.tensordot(basis.T @ (wanted.right - wanted.left).reshape(len(basis), -1), maps.local, 2)
         linear += (basis.T @ wanted.straight) @ maps.linear
-        whole = np.asarray(cho_solve(self.factor, linear))
+        whole = np.asarray(cho_solve(self.factor, linear, check_finite=False))
         own = joint[size:, :size] + joint[:size, size:].T + np.outer(wanted.bent, maps.spread[0])
         own += 0.5 * LOCAL * (wanted.right + wanted.left).reshape(len(basis), -1) @ maps.spread
         own[:, -width:] += 0.5 * mixed

@@ -15,7 +15,8 @@ from convexbn.pricing.nonnegative import mass_near
 from convexbn.pricing.polynomials import Lifted
 from convexbn.validation import FloatArray
 
-STEP = 10.0  # of the method of multipliers, in the unit beta / mass
+STEPS = {2: 10.0}  # of the method of multipliers, by half the degree, in the unit beta / mass
+STEP = 20.0  # for other degrees
 ENTRIES = 50_000_000  # of the samples' polynomials: 400 MB, and half as much again while they are made ready
 SHARE = 0.125  # of the samples' moments beside the moment matrix, in the unit columns / samples
 OVERSHOOT = 1.5
@@ -86,7 +87,7 @@ class MomentTraining:
         self.y, self.loss, self.beta, self.unit = of_unit_size(y, loss, beta)
         self.lifted, self.half, self.pooling = Lifted(basis, half), half, pooling
         s, w = unit_neurons(directions, outputs / self.unit)
-        self.step = STEP * self.beta / mass_near(float(np.sum(np.abs(w))), self.y, self.loss, self.beta)
+        self.step = STEPS.get(half, STEP) * self.beta / mass_near(float(np.sum(np.abs(w))), self.y, self.loss, self.beta)
         self.share = SHARE * basis.shape[1] / len(basis)
         self.pull = self.share / float(np.mean(self.lifted.unit**2 * self.lifted.reach**2))
         self._prepare()
@@ -150,7 +151,7 @@ class MomentTraining:
         own = np.einsum("nij,snj->sni", self.inverse, own)
         linear = (mirrored + self.share * own @ self.left).reshape(2, -1) @ lifted.rows
         linear += np.array([moments.adjoint(gram) for gram in wanted.gram]) - self.beta / self.step * lifted.one
-        whole = np.array([self.solve(side) for side in linear])
+        whole = self.solve(linear)
         every = (whole @ lifted.rows.T).reshape(own.shape)
         right = own + self.share * np.einsum("nij,snj->sni", self.inverse, every @ self.left)
         left = (every - right) * self.flip
@@ -214,9 +215,11 @@ def positive(matrices: FloatArray) -> FloatArray:
 
 
 def _normal_equations(lifted: Lifted, blocks: FloatArray) -> Callable[[FloatArray], FloatArray]:
-    """x -> H^-1 x, H = D + R^T B R: D the moment matrix without its lower corner, R that corner and the samples' moments, B the blocks.
+    """x -> x H^-1, x (k, count), H = D + R^T B R: D the moment matrix without its lower corner, R that corner and the samples' moments,
+    B the blocks.
 
-    The smaller one of two matrices is factored: H, or B^-1 + R D^-1 R^T (Woodbury).
+    The smaller one of two matrices is factored: H, or B^-1 + R D^-1 R^T (Woodbury). All rows of x are solved for at once, in one pass
+    over the factor, which is larger than the cache.
     """
     from scipy.linalg import cho_factor, cho_solve
 
@@ -228,7 +231,7 @@ def _normal_equations(lifted: Lifted, blocks: FloatArray) -> Callable[[FloatArra
     if moments.count <= len(rows) + len(corner):
         weighted = (blocks @ rows.reshape(-1, size, moments.count)).reshape(rows.shape)
         factor = cho_factor(np.diag(diagonal) + corner.T @ corner + rows.T @ weighted)
-        return lambda x: np.asarray(cho_solve(factor, x))
+        return lambda x: np.asarray(cho_solve(factor, x.T, check_finite=False).T)
     scale = np.sqrt(diagonal)
     every = np.concatenate([corner, rows])
     every /= scale
@@ -241,6 +244,7 @@ def _normal_equations(lifted: Lifted, blocks: FloatArray) -> Callable[[FloatArra
 
     def solve(x: FloatArray) -> FloatArray:
         scaled = x / scale
-        return np.asarray((scaled - every.T @ cho_solve(factor, every @ scaled)) / scale)
+        inner = cho_solve(factor, (scaled @ every.T).T, check_finite=False)
+        return np.asarray((scaled - inner.T @ every) / scale)
 
     return solve

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.patches import Patches
-from convexbn.validation import BoolArray, FloatArray, InputError
-from convexbn.whitening import CONSTANT_COLUMN, WEAKEST_BY_GRAM, Whitening, check_rank, enough, powers_of_two, whiten
+from convexbn.validation import BoolArray, FloatArray
+from convexbn.whitening import WEAKEST_BY_GRAM, Whitening, check_rank, enough, powers_of_two, varying, whiten
 
 Stream = Callable[[], Iterator[FloatArray]]  # the blocks in their order, as often as it is called
 TILE = 2**16  # rows of the basis that are turned at a time
@@ -34,14 +34,14 @@ def whiten_stream(stream: Stream, *, rank: float | None = None) -> Whitening:
         Where every column is constant, and for an unusable `rank`.
     """
     wanted = check_rank(rank)
-    samples, mean, scale, varying = _ranges(stream, one_unit=wanted is not None)
+    samples, mean, scale, varies = _ranges(stream, one_unit=wanted is not None)
     gram = np.zeros((len(mean), len(mean)))
     for block in stream():
-        centred = (block - mean) * (varying / scale)
+        centred = (block - mean) * (varies / scale)
         gram += centred.T @ centred
     squares, vectors = (array[..., ::-1] for array in np.linalg.eigh(gram))
     values = np.sqrt(np.maximum(squares, 0.0))
-    full = min(int(varying.sum()), samples - 1)
+    full = min(int(varies.sum()), samples - 1)
     kept = full if wanted is None else min(full, wanted if isinstance(wanted, int) else enough(values, wanted))
     if values[kept - 1] < WEAKEST_BY_GRAM * values[0]:
         return whiten(np.concatenate(list(stream())), rank=rank)
@@ -66,11 +66,9 @@ def _ranges(stream: Stream, *, one_unit: bool) -> tuple[int, FloatArray, FloatAr
         lowest, highest = np.minimum(lowest, block.min(axis=0)), np.maximum(highest, block.max(axis=0))
     centre = origin + total / count
     spread = np.maximum(highest - centre, centre - lowest)
-    varying = spread > CONSTANT_COLUMN * np.maximum(np.abs(highest), np.abs(lowest))
-    if not varying.any():
-        raise InputError("X has only constant columns: batch normalisation divides by their spread. Add a column that varies")
-    scale = powers_of_two(np.full_like(spread, spread.max()) if one_unit else np.where(varying, spread, 0.0))
-    return count, centre, scale, varying
+    varies = varying(spread, np.maximum(np.abs(highest), np.abs(lowest)))
+    scale = powers_of_two(np.full_like(spread, spread.max()) if one_unit else np.where(varies, spread, 0.0))
+    return count, centre, scale, varies
 
 
 def _upright(

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from convexbn.validation import FloatArray, InputError, check_count, check_data
+from convexbn.validation import BoolArray, FloatArray, InputError, check_count, check_data
 
-# A column is constant when its spread is below this fraction of its magnitude: float64 has no digits left for it.
+# A column is constant when its spread is below this fraction of its magnitude: float64 has no digits left for it. Where the spread is
+# more than rounding leaves of equal numbers it is data, and what is proved without it would not be so for networks that read it.
 CONSTANT_COLUMN = 1e-13
+ROUNDED_COLUMN = 16.0 * float(np.finfo(np.float64).eps)
+
+# Weights are in one over the unit of a column, and float64 has to hold both: spreads from 2^-1013 to 2^1013, about 1e305.
+LARGEST_EXPONENT = 1013
 
 # From this size of the shorter side on, few leading directions come from a Gram matrix, if none is weaker than this fraction; so do
 # all directions of data that have more than TALL rows for each column.
@@ -109,7 +114,8 @@ def whiten(X: npt.ArrayLike, *, rank: float | None = None, tolerance: float = 1e
     Raises
     ------
     InputError
-        For unusable `X` or `rank`, and where every column is constant, as batch normalisation then divides by zero.
+        For unusable `X` or `rank`, and where every column is constant, as batch normalisation then divides by zero; for columns that
+        float64 can't normalise, as they vary by 1e-14 of their size, say, or by 1e-305 or 1e305.
     """
     data = check_data(X)
     if not 0.0 < tolerance < 1.0:
@@ -150,14 +156,32 @@ def _centre(data: FloatArray, *, one_unit: bool) -> tuple[FloatArray, FloatArray
     data -= mean
     data -= np.mean(data, axis=0)
     spread = np.maximum(data.max(axis=0), -data.min(axis=0))
-    spread[spread <= CONSTANT_COLUMN] = 0.0
-    if not spread.any():
-        raise InputError("X has only constant columns: batch normalisation divides by their spread. Add a column that varies")
+    spread[~varying(spread, np.ones_like(spread), magnitude)] = 0.0
     scale = magnitude * powers_of_two(spread)
     if one_unit:
         scale = np.where(spread > 0, np.max(scale[spread > 0]), scale)
     data *= np.where(spread > 0, magnitude / scale, 0.0)
     return mean * magnitude, scale
+
+
+def varying(spread: FloatArray, size: FloatArray, unit: float | FloatArray = 1.0) -> BoolArray:
+    """Which columns vary, of their spread (d,) and their size (d,), both in `unit`; `InputError` where none does or float64 can't say."""
+    varies: BoolArray = spread > CONSTANT_COLUMN * size
+    lost = ~varies & (spread > ROUNDED_COLUMN * size)
+    if lost.any():
+        raise InputError(
+            f"X has a column, number {int(np.argmax(lost))}, that varies by less than {CONSTANT_COLUMN:g} of its size, which leaves batch "
+            "normalisation no digits in float64: change its origin (subtract one of its entries), or drop it"
+        )
+    if not varies.any():
+        raise InputError("X has only constant columns: batch normalisation divides by their spread. Add a column that varies")
+    beyond = varies & (np.abs(np.frexp(spread)[1] + np.frexp(unit)[1]) > LARGEST_EXPONENT)
+    if beyond.any():
+        raise InputError(
+            f"X has a column, number {int(np.argmax(beyond))}, whose spread is beyond 1e-305 or 1e305, so that float64 can't hold weights "
+            "for it: change its unit"
+        )
+    return varies
 
 
 Factors = tuple[FloatArray, FloatArray, FloatArray, float, int]

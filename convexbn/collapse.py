@@ -38,7 +38,8 @@ class NeuralCollapse:
     @property
     def inequality(self) -> float:
         """Standard deviation of the lengths divided by their mean."""
-        return float(np.std(self.lengths) / np.mean(self.lengths))
+        lengths = self.lengths / np.max(self.lengths)  # squares of very large or small ones leave float64
+        return float(np.std(lengths) / np.mean(lengths))
 
     def __str__(self) -> str:
         return f"neural collapse: within-class {self.within:.1e}, angles {self.angles:.1e}, lengths {self.inequality:.1e} (0 is complete)"

@@ -175,13 +175,18 @@ def varying(spread: FloatArray, size: FloatArray, unit: float | FloatArray = 1.0
         )
     if not varies.any():
         raise InputError("X has only constant columns: batch normalisation divides by their spread. Add a column that varies")
-    beyond = varies & (np.abs(np.frexp(spread)[1] + np.frexp(unit)[1]) > LARGEST_EXPONENT)
+    check_exponents(np.where(varies, np.frexp(spread)[1] + np.frexp(unit)[1], 0))
+    return varies
+
+
+def check_exponents(exponents: npt.NDArray[np.int_]) -> None:
+    """`InputError` where the columns' powers of two (d,) leave their weights outside of float64."""
+    beyond = np.abs(exponents) > LARGEST_EXPONENT
     if beyond.any():
         raise InputError(
-            f"X has a column, number {int(np.argmax(beyond))}, whose spread is beyond 1e-305 or 1e305, so that float64 can't hold weights "
-            "for it: change its unit"
+            f"X has a column, number {int(np.argmax(beyond))}, of a size beyond 1e-305 or 1e305, for which float64 can't hold weights: "
+            "change its unit"
         )
-    return varies
 
 
 Factors = tuple[FloatArray, FloatArray, FloatArray, float, int]

@@ -262,7 +262,8 @@ def test_a_network_on_data_of_another_size_and_its_collapse(unit: float) -> None
     network = from_fit()
     assert network.objective(unit * X, y, Squared(), 0.1) == pytest.approx(network.objective(X, y, Squared(), 0.1), rel=1e-12)
     collapse, expected = neural_collapse(unit * X, y > 0), neural_collapse(X, y > 0)
-    assert [collapse.within, collapse.angles] == pytest.approx([expected.within, expected.angles], rel=1e-10)
+    numbers = [expected.within, expected.angles, expected.inequality]
+    assert [collapse.within, collapse.angles, collapse.inequality] == pytest.approx(numbers, rel=1e-10)
     assert collapse.lengths / unit == pytest.approx(expected.lengths, rel=1e-10)
 
 

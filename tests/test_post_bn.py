@@ -262,6 +262,24 @@ def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
         fit_post_bn(X, y[: len(X)], **given)
 
 
+@pytest.mark.parametrize(("offset", "told"), [(1e6, False), (1e11, True)])
+def test_directions_that_are_dropped_are_told(offset: float, told: bool) -> None:
+    """With a column of ones an offset changes nothing but the digits: there are networks far below the bound without that direction."""
+    x, y = np.arange(8.0), np.random.default_rng(0).standard_normal(8)
+    centred, moved = (fit_post_bn(np.column_stack([x + move, np.ones(8)]), y, beta=0.3).certificate for move in (0.0, offset))
+    assert (moved.bound > 1.001 * centred.objective) == told
+    assert ("nearly collinear" in str(moved)) == told
+    assert "nearly collinear" not in str(centred)
+
+
+@pytest.mark.parametrize("unit", [1e-310, 1e307])
+@pytest.mark.parametrize("samples", [3, 12])
+def test_units_without_weights_in_float64_are_refused(unit: float, samples: int) -> None:
+    X = np.random.default_rng(0).standard_normal((samples, 3))
+    with pytest.raises(InputError, match=r"^X has a column, number 0, of a size beyond .*: change its unit"):
+        fit_post_bn(unit * X, X[:, 0])
+
+
 def test_the_two_orders_are_not_mixed_up() -> None:
     X, y = DATA["general"], targets_for(LOSSES[0], 8, 3)
     after = fit_post_bn(X, y).network

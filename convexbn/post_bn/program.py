@@ -8,7 +8,7 @@ import numpy as np
 
 from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
 from convexbn.validation import FloatArray, InputError
-from convexbn.whitening import powers_of_two
+from convexbn.whitening import check_exponents, powers_of_two
 
 # Singular values below this fraction of the largest one of X are rounding.
 TOLERANCE = 1e-10
@@ -25,10 +25,12 @@ class Span:
     ----------
     basis : (n, r) U
     weights : (r, d) maps s to the w with X w = U s, by rows
+    dropped : the number of directions of X that are more than rounding and less than the tolerance: no neuron here reads them
     """
 
     basis: FloatArray
     weights: FloatArray
+    dropped: int = 0
 
     @property
     def full(self) -> bool:
@@ -42,14 +44,17 @@ def span_of(data: FloatArray) -> Span:
     Raises
     ------
     InputError
-        Where X is zero.
+        Where X is zero, and for columns of a size for which float64 can't hold weights.
     """
-    scale = powers_of_two(np.max(np.abs(data), axis=0))
+    size = np.max(np.abs(data), axis=0)
+    check_exponents(np.frexp(size)[1])
+    scale = powers_of_two(size)
     left, values, right = np.linalg.svd(data / scale, full_matrices=False)
     if values[0] == 0.0:
         raise InputError("X is zero everywhere, so no neuron sees anything: pass data that vary")
     rank = int(np.sum(values > TOLERANCE * values[0]))
-    return Span(left[:, :rank], right[:rank] / values[:rank, None] / scale)
+    rounding = 4.0 * max(data.shape) * float(np.finfo(np.float64).eps)
+    return Span(left[:, :rank], right[:rank] / values[:rank, None] / scale, int(np.sum(values[rank:] > rounding * values[0])))
 
 
 def arrangements_of(basis: FloatArray, *, limit: int = 0, sample: int = 0, seed: int = 0) -> Arrangements:
@@ -170,7 +175,8 @@ class Reach:
     def __str__(self) -> str:
         if self.arrangements is None:
             return "all arrangements, in closed form (full row rank)"
-        return f"{self.arrangements} of X and the network's own neurons, for neurons with ||Pi (Xw)_+|| >= {VISIBLE:g} ||Xw||"
+        dropped = f" that don't read the {self.span.dropped} nearly collinear direction(s) of X, and" if self.span.dropped else ""
+        return f"{self.arrangements} of X and the network's own neurons, for neurons{dropped} with ||Pi (Xw)_+|| >= {VISIBLE:g} ||Xw||"
 
 
 def reach_of(span: Span, arrangements: Arrangements | None) -> Reach:

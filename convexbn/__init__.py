@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
@@ -94,7 +95,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The estimators on first use: scikit-learn takes a second to import."""
+    """The estimators and two modules on first use: scikit-learn and PyTorch take a second to import."""
+    if name in ("datasets", "training"):
+        return import_module(f"convexbn.{name}")
     if name.startswith("ConvexBN") and name in __all__:
         from convexbn import estimators
 

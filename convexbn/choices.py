@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
+from convexbn.devices import has_torch
 from convexbn.losses import Loss
 from convexbn.solution import Solver
 from convexbn.solvers import ActiveSet, ClosedForm, Conic, SlidingFrankWolfe, obstacle
@@ -105,7 +106,7 @@ def _named_solver(
 
 
 def _automatic(arrangements: str | int | Arrangements, whitening: Whitening, y: FloatArray, loss: Loss) -> str:
-    """The name of the solver that "auto" stands for."""
+    """The name of the solver that "auto" stands for. Without PyTorch, which the active set needs, no list is made unasked."""
     if obstacle(whitening.basis, y, loss) is None:
         return "closed form"
     given = isinstance(arrangements, (int, np.integer, Arrangements))
@@ -116,4 +117,6 @@ def _automatic(arrangements: str | int | Arrangements, whitening: Whitening, y: 
     else:
         count = int(arrangements) if given else count_arrangements(whitening.samples, whitening.rank)
     smooth = np.isfinite(loss.smoothness)
-    return "CLARABEL" if 2 * count * whitening.basis.size <= WRITE_OUT_UP_TO[0 if smooth else 1] else "active set"
+    if 2 * count * whitening.basis.size <= WRITE_OUT_UP_TO[0 if smooth else 1]:
+        return "CLARABEL"
+    return "active set" if given or has_torch() else "sliding"

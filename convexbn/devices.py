@@ -1,16 +1,24 @@
-"""Devices of PyTorch: whether one is there, asked before any work is done on the way to it."""
+"""PyTorch and its devices: whether they are there, asked before any work is done on the way to them."""
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 from convexbn.validation import InputError
 
 
-def need_torch(otherwise: str) -> None:
-    """Raise `InputError` where PyTorch is missing, which is no part of the smallest installation; `otherwise` says what does without."""
+def has_torch() -> bool:
+    """Whether PyTorch is installed, which is no part of the smallest installation; it isn't imported."""
+    return find_spec("torch") is not None
+
+
+def need_torch(what: str, otherwise: str = "") -> None:
+    """Raise `InputError` where PyTorch is missing; `what` needs it, and `otherwise` says what does without."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise InputError(f"PyTorch is missing, which this solver computes with: pip install 'convexbn[torch]', or {otherwise}") from error
+        advice = "pip install 'convexbn[torch]'" + (f", or {otherwise}" if otherwise else "")
+        raise InputError(f"PyTorch is missing, which {what} needs: {advice}") from error
 
 
 def check_device(device: object) -> str:
@@ -18,6 +26,7 @@ def check_device(device: object) -> str:
     name = str(device)
     if name == "cpu":
         return name
+    need_torch(f"device = {name!r}", "pass 'cpu'")
     import torch
 
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from convexbn.devices import need_torch
 from convexbn.network import Network
 from convexbn.patches import Patches
 from convexbn.validation import InputError
@@ -42,6 +43,7 @@ def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.
     InputError
         For a `dtype` that is no floating type, and where the weights don't fit into it, as for float32 and features of size 1e300.
     """
+    need_torch("to_torch")
     import torch
 
     dtype = torch.float64 if dtype is None else dtype
@@ -99,6 +101,7 @@ def from_torch(model: Any, X: npt.ArrayLike) -> Network:
     InputError
         For another architecture, an affine-free normalisation, or a bias other than 0 that these networks don't have.
     """
+    need_torch("from_torch")
     import torch
 
     first, norm, last = _known(model)

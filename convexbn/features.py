@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from convexbn.devices import need_torch
 from convexbn.validation import FloatArray, InputError, check_count, check_data, real_array
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def random_layers(X: npt.ArrayLike, widths: Sequence[int], *, seed: int = 0) -> 
     InputError
         For unusable X, or widths that are not whole numbers of at least 1.
     """
+    need_torch("random_layers")
     import torch
 
     activations = torch.as_tensor(check_data(X))

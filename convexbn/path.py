@@ -102,7 +102,10 @@ class Path:
         axes : for the objective and for the neurons; None makes a figure with both
         """
         if axes is None:
-            import matplotlib.pyplot as plt
+            try:
+                import matplotlib.pyplot as plt
+            except ImportError as error:
+                raise InputError("matplotlib is missing, which plot needs: pip install 'convexbn[plot]', or pass axes") from error
 
             axes = tuple(plt.subplots(2, 1, sharex=True, layout="constrained", height_ratios=(2, 1))[1])
         above, below = axes

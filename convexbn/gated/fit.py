@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from convexbn.certificate import Certificate, Evidence
 from convexbn.choices import BETA_FRACTION, choose_beta
-from convexbn.devices import check_device
+from convexbn.devices import check_device, need_torch
 from convexbn.gated.cones import Conversion, to_relu
 from convexbn.gated.gates import LocalGates, choose_gates
 from convexbn.gated.network import GatedNetwork
@@ -274,6 +274,7 @@ def _prepare(
     place: _Place,
 ) -> _Prepared:
     """Check, whiten, draw gates, and build the program with beta 1."""
+    need_torch("the gated model")
     device = check_device(place.device)
     shards = replace(place.shards, device=device)
     clock, seconds = time.perf_counter(), {}

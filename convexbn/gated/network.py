@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from convexbn.devices import need_torch
 from convexbn.patches import Patches, pooling_of
 from convexbn.validation import FloatArray, InputError, check_data
 from convexbn.whitening import Whitening
@@ -87,6 +88,7 @@ class GatedNetwork:
         Its `state_dict` loads into `GatedModule(features, columns, gates, outputs)` of those sizes; with patches the module is a
         `GatedConvolution`, which has one inside.
         """
+        need_torch("to_torch")
         import torch
 
         from convexbn.gated.module import GatedConvolution, GatedModule

@@ -1,5 +1,10 @@
 """The non-convex side: gradient methods, to compare with and as tools of their own. Needs PyTorch."""
 
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError("convexbn.training needs PyTorch: pip install 'convexbn[torch]'") from error
+
 from convexbn.training.curvature import cross_dependency
 from convexbn.training.decoupled import DecoupledSGD, normalised_pairs
 from convexbn.training.full_norm import (

@@ -84,7 +84,7 @@ class ActiveSet:
         InputError
             For a program whose arrangements are not listed, too little memory, and where PyTorch is missing.
         """
-        need_torch(otherwise="choose solver='CLARABEL', which is slower")
+        need_torch("this solver", "choose solver='CLARABEL', which is slower")
         with few_threads(program.basis.size):
             return self._solve(program)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,7 @@ from convexbn.solution import relative_gap
 from convexbn.streaming import Stream, whiten_stream
 from convexbn.threads import few_threads
 from convexbn.validation import LARGEST_TARGET, FloatArray, InputError, check_budget, check_positive, check_targets
-from convexbn.whitening import Whitening, whiten
+from convexbn.whitening import Whitening, powers_of_two, whiten
 
 CHECKED = 8_192  # rows at a time, as data can be larger than half of the memory
 
@@ -184,8 +183,8 @@ def certify_on(
     candidates = residuals(loss, targets, same.predict(data), objective)
     if dual is not None:
         candidates += _usable(dual, targets)
-    # A power of two: pricing goes up to fourth powers of V, which float64 holds in that unit, and no digit changes.
-    problem = of_unit_size(targets, loss, beta, math.ldexp(0.5, math.frexp(loss.scale(targets))[1]))
+    # A power of two, and 1 for scale 1: pricing goes up to fourth powers of V, which float64 holds in that unit, and no digit changes.
+    problem = of_unit_size(targets, loss, beta, 0.5 * float(powers_of_two(loss.scale(targets))))
     unit = problem.unit
     same = replace(same, outputs=same.outputs / unit)
     judge = Judge(whitening.basis, problem.y, problem.loss, problem.beta, arrangements, same, data, seconds, check_device(device))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from convexbn.interrupts import held_interrupts
 from convexbn.validation import FloatArray, check_data
-from convexbn.whitening import Whitening, check_rank, enough, powers_of_two
+from convexbn.whitening import Whitening, check_rank, kept_of, powers_of_two
 
 if TYPE_CHECKING:
     import torch
@@ -180,16 +180,8 @@ def whiten_shards(
     joint, top = np.linalg.qr(np.vstack(parts))
     first = sum(len(part) for part in parts[: torch.distributed.get_rank(group)])
     left, values, right = np.linalg.svd(top)
-    kept = _kept(values, wanted, tolerance, samples)
+    kept = kept_of(values, wanted, min(int(np.sum(values > tolerance * values[0])), samples - 1))
     rows = local @ (joint[first : first + len(triangle)] @ left[:, :kept])
     basis = np.column_stack([rows, np.full(len(data), 1.0 / np.sqrt(samples))])
     energy = float(np.sum(values[:kept] ** 2) / np.sum(values**2))
     return Whitening(mean, scale, np.ascontiguousarray(right[:kept].T), values[:kept], basis, energy=energy, whole=samples)
-
-
-def _kept(values: FloatArray, wanted: float | None, tolerance: float, whole: int) -> int:
-    """How many of the falling singular values are kept."""
-    full = min(int(np.sum(values > tolerance * values[0])), whole - 1)
-    if wanted is None:
-        return full
-    return min(full, wanted if isinstance(wanted, int) else enough(values, wanted))

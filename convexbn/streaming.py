@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from convexbn.patches import Patches
 from convexbn.validation import BoolArray, FloatArray
-from convexbn.whitening import WEAKEST_BY_GRAM, Whitening, check_rank, enough, powers_of_two, varying, whiten
+from convexbn.whitening import WEAKEST_BY_GRAM, Whitening, check_rank, kept_of, powers_of_two, varying, whiten
 
 Stream = Callable[[], Iterator[FloatArray]]  # the blocks in their order, as often as it is called
 TILE = 2**16  # rows of the basis that are turned at a time
@@ -42,7 +42,7 @@ def whiten_stream(stream: Stream, *, rank: float | None = None) -> Whitening:
     squares, vectors = (array[..., ::-1] for array in np.linalg.eigh(gram))
     values = np.sqrt(np.maximum(squares, 0.0))
     full = min(int(varies.sum()), samples - 1)
-    kept = full if wanted is None else min(full, wanted if isinstance(wanted, int) else enough(values, wanted))
+    kept = kept_of(values, wanted, full)
     if values[kept - 1] < WEAKEST_BY_GRAM * values[0]:
         return whiten(np.concatenate(list(stream())), rank=rank)
     energy = float(np.sum(squares[:kept]) / np.sum(squares)) if kept < full else 1.0

@@ -86,8 +86,8 @@ class Whitening:
         return weights
 
 
-def powers_of_two(size: FloatArray) -> FloatArray:
-    """The power of two just above each size, 1 for size 0."""
+def powers_of_two(size: FloatArray | float) -> FloatArray:
+    """The power of two just above each size, 1 for size 0: dividing by it changes no digit."""
     return np.where(size > 0, np.ldexp(1.0, np.frexp(np.where(size > 0, size, 1.0))[1].clip(-1021, 1023)), 1.0)
 
 
@@ -196,7 +196,7 @@ def _by_decomposition(centred: FloatArray, rank: float | None, tolerance: float)
     """U, Sigma and V of the directions that are kept, their share of the variance, and the number of those dropped as rounding."""
     left, values, right = _decomposition(centred)
     full = min(int(np.sum(values > tolerance * values[0])), len(centred) - 1)
-    kept = full if rank is None else min(full, rank if isinstance(rank, int) else enough(values, rank))
+    kept = kept_of(values, rank, full)
     rounding = max(centred.shape) * float(np.finfo(np.float64).eps) * values[0]
     dropped = int(np.sum((values > 4.0 * rounding) & (values <= tolerance * values[0]))) if kept == full else 0
     energy = 1.0 if kept == full else float(np.sum(values[:kept] ** 2) / np.sum(values**2))
@@ -227,10 +227,12 @@ def _orthonormal(nearly: FloatArray) -> tuple[FloatArray, FloatArray]:
     return nearly @ np.linalg.inv(triangle), triangle
 
 
-def enough(values: FloatArray, share: float) -> int:
-    """How many of the falling singular values hold that share of the sum of their squares."""
+def kept_of(values: FloatArray, rank: float | None, full: int) -> int:
+    """How many of the falling singular values a checked `rank` keeps, at most the `full` number of those that are no rounding."""
+    if rank is None or isinstance(rank, int):
+        return full if rank is None else min(full, rank)
     held = np.cumsum(values**2)
-    return int(np.searchsorted(held, share * held[-1])) + 1
+    return min(full, int(np.searchsorted(held, rank * held[-1])) + 1)
 
 
 def _by_gram_matrix(centred: FloatArray, rank: float) -> Factors | None:
@@ -246,7 +248,7 @@ def _by_gram_matrix(centred: FloatArray, rank: float) -> Factors | None:
     tall = centred if centred.shape[0] >= centred.shape[1] else centred.T
     gram = tall.T @ tall
     width, variance = len(gram), float(np.trace(gram))
-    kept = rank if isinstance(rank, int) else enough(np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)), rank)
+    kept = rank if isinstance(rank, int) else kept_of(np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)), rank, width)
     vectors = eigh(gram, subset_by_index=(width - kept, width - 1), overwrite_a=True)[1]
     left, values, right = np.linalg.svd(tall @ vectors, full_matrices=False)
     if values[-1] < WEAKEST_BY_GRAM * values[0]:

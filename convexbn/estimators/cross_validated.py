@@ -17,10 +17,9 @@ from convexbn.losses import Loss
 from convexbn.network import Network
 from convexbn.path import choose_betas, networks_along
 from convexbn.progress import console
-from convexbn.validation import FloatArray, InputError
+from convexbn.validation import FloatArray, InputError, IntArray
 from convexbn.whitening import check_rank
 
-IntArray = npt.NDArray[np.intp]
 Scorer = Callable[[Any, npt.ArrayLike, npt.ArrayLike], float]
 
 

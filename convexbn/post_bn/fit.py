@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, Evidence
-from convexbn.choices import BETA_FRACTION, choose_beta
+from convexbn.choices import BETA_FRACTION, ENUMERATE_UP_TO, choose_beta
 from convexbn.export import to_torch
 from convexbn.judge import best_scale, dual_values, residuals
 from convexbn.losses import Loss, Squared, get_loss
@@ -24,8 +24,6 @@ from convexbn.validation import FloatArray, InputError, check_count, check_data,
 
 if TYPE_CHECKING:
     import torch
-
-ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound
 
 
 @dataclass(frozen=True)

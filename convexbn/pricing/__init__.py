@@ -31,6 +31,7 @@ from convexbn.pricing.square import known_price, price_square_outputs
 from convexbn.pricing.thorough import mixed_search, thorough_search
 from convexbn.pricing.tree import bound_by_tree
 from convexbn.validation import FloatArray
+from convexbn.whitening import powers_of_two
 
 __all__ = [
     "BOX_COLUMNS",
@@ -75,7 +76,7 @@ def price_dual(basis: FloatArray, v: FloatArray, arrangements: Arrangements | No
     `seconds` are for the proof over all arrangements, unlisted.
     """
     size = float(np.max(np.abs(v), initial=0.0))
-    unit = 1.0 if size == 0 or 1e-60 < size < 1e60 else float(np.ldexp(1.0, np.frexp(size)[1]))
+    unit = 1.0 if 1e-60 < size < 1e60 else float(powers_of_two(size))
     price = _price_of_unit_size(basis, v / unit, arrangements, seconds)
     return replace(price, upper=unit * price.upper, lower=unit * price.lower)
 

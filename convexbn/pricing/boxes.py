@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexbn.pricing.cells import IntArray, trivial_bound
-from convexbn.validation import FloatArray
+from convexbn.pricing.cells import trivial_bound
+from convexbn.validation import FloatArray, IntArray
 
 BATCH = 512  # boxes split at once: the images of both halves are a matrix of 2 BATCH x n, best in the cache
 ROUND = 65_536  # the most that are taken out of the others at once, which copies these

@@ -6,12 +6,9 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from convexbn.arrangements import TIE
-from convexbn.validation import BoolArray, FloatArray
-
-IntArray = npt.NDArray[np.int64]
+from convexbn.validation import BoolArray, FloatArray, IntArray
 
 RESIDUE = 1e-12  # of the length of c: what is left of it below that is rounding, and has no direction
 SIFTINGS = 200  # far more than it takes

@@ -14,10 +14,10 @@ from convexbn.patches import NO_POOLING, Pooling
 from convexbn.pricing.cells import trivial_bound
 from convexbn.pricing.moments import SIGNS, unit_neurons
 from convexbn.pricing.nonnegative import mass_near
-from convexbn.pricing.products import AnyFloats, Products
+from convexbn.pricing.products import Products
 from convexbn.pricing.relaxation import Relaxation, stop_at
 from convexbn.threads import side_by_side
-from convexbn.validation import FloatArray
+from convexbn.validation import AnyFloats, FloatArray
 
 WIDTHS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the kinks, in the unit mass ||u_i|| / sqrt(r+1), the root mean square of t_i
 COLUMNS = (20, 40, 60, 80, 100)  # of a factor at each width: on 50,000 samples and 200 features 24 end at 1.15 beta, 40 at 1.08

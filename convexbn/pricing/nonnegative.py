@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import numpy.typing as npt
 
 from convexbn.losses import Loss, of_unit_size
-from convexbn.validation import FloatArray
-
-AnyFloats = npt.NDArray[np.floating]
+from convexbn.validation import AnyFloats, FloatArray
 
 SAMPLES = 2_500  # beyond so many, an eigen-decomposition of their matrix takes too long
 SINGLE = 600  # from so many on the iterations run in float32

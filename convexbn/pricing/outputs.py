@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import numpy.typing as npt
 
 from convexbn.pricing.boxes import BOX_COLUMNS, bound_by_boxes
 from convexbn.pricing.cells import Price
 from convexbn.pricing.local import SHARP, distinct, local_search, normalised
 from convexbn.pricing.relaxation import Relaxation
-from convexbn.validation import FloatArray
-
-IntArray = npt.NDArray[np.intp]
+from convexbn.validation import FloatArray, IntArray
 
 SEVERAL = 8  # cuts between two looks at the vertices
 DISTINCT = 0.97  # the largest cosine between two of them

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convexbn.pricing.cells import IntArray
-from convexbn.validation import FloatArray
+from convexbn.validation import FloatArray, IntArray
 
 PIECES = 256  # of an interval on which a polynomial is bounded from below
 EPS = float(np.finfo(np.float64).eps)

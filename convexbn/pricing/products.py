@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from convexbn.threads import LARGE
-from convexbn.validation import FloatArray
-
-AnyFloats = npt.NDArray[np.floating]
+from convexbn.validation import AnyFloats, FloatArray
 
 
 class Products:

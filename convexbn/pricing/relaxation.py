@@ -8,13 +8,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from convexbn.pricing.cells import trivial_bound
 from convexbn.threads import LARGE
-from convexbn.validation import BoolArray, FloatArray
-
-AnyFloats = npt.NDArray[np.floating]
+from convexbn.validation import AnyFloats, BoolArray, FloatArray
+from convexbn.whitening import powers_of_two
 
 # Temperatures of the smoothed largest eigenvalue, as fractions of the local maximum of h.
 TEMPERATURES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
@@ -131,7 +129,7 @@ class Relaxation:
         size = float(np.max(np.abs(v), initial=0.0))
         if size == 0.0:
             return 0.0
-        unit = float(np.ldexp(1.0, np.frexp(size)[1]))  # multipliers have units: descent goes the same way in every unit of v
+        unit = float(powers_of_two(size))  # multipliers have units: descent goes the same way in every unit of v
         steps = steps or (STEPS_OF_LARGE if self.basis.size >= LARGE else STEPS)
         return unit * self._bound_of_unit_size(v / unit, direction, steps, enough / unit, deadline)
 

@@ -11,6 +11,7 @@ import numpy as np
 from convexbn.pricing.cells import Price
 from convexbn.pricing.relaxation import TEMPERATURES, Region, Relaxation
 from convexbn.validation import FloatArray
+from convexbn.whitening import powers_of_two
 
 STAGES = ((0.01, 20), (0.001, 30))  # temperatures and steps in a region, from the multipliers of the one that it is part of
 SPLITTING = 1e-3  # temperature of the density that says where to split
@@ -55,7 +56,7 @@ def bound_by_tree(basis: FloatArray, v: FloatArray, price: Price, *, tolerance: 
     trivial = float(np.linalg.norm(v)) * (1.0 + 1e-12)
     if size == 0.0 or price.lower <= 0.0:
         return trivial
-    unit = float(np.ldexp(1.0, np.frexp(size)[1]))
+    unit = float(powers_of_two(size))
     lower = price.lower / unit
     aim = _Aim(lower, (1.0 + tolerance) * lower, time.perf_counter() + seconds)
     return min(trivial, price.upper, unit * _search(basis, v / unit, price.directions, price.outputs, aim))

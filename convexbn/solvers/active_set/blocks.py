@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.patches import Pooling
-from convexbn.pricing.cells import IntArray
 from convexbn.program import Program
 from convexbn.solvers.active_set.projection import Cones, cones_of, packed
 from convexbn.solvers.masked import MAX_MEMORY, MaskedOperator, masked_operator
-from convexbn.validation import BoolArray, FloatArray, InputError
+from convexbn.validation import BoolArray, FloatArray, InputError, IntArray
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convexbn.pricing.cells import IntArray, cone_multipliers
+from convexbn.pricing.cells import cone_multipliers
 from convexbn.solvers.masked import MAX_MEMORY
-from convexbn.validation import BoolArray, FloatArray
+from convexbn.validation import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     import torch

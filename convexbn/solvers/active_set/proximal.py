@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from convexbn.losses import Loss
-from convexbn.pricing.cells import IntArray
 from convexbn.solvers.active_set.blocks import Blocks
 from convexbn.solvers.amplitudes import curvature
-from convexbn.validation import FloatArray
+from convexbn.validation import FloatArray, IntArray
 
 NEWTON_STEPS = 20
 HALVINGS = 15

@@ -9,14 +9,13 @@ import numpy as np
 
 from convexbn.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from convexbn.losses import Loss, of_unit_size
-from convexbn.pricing.cells import IntArray
 from convexbn.program import Program
 from convexbn.smoothing import Smoothed, smooth
 from convexbn.solution import Round, relative_gap, starting_neurons
 from convexbn.solvers.active_set.blocks import Blocks, blocks_of
 from convexbn.solvers.active_set.proximal import ProximalPoint, SmoothLoss
 from convexbn.solvers.amplitudes import fit_amplitudes
-from convexbn.validation import FloatArray
+from convexbn.validation import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from convexbn.solvers.active_set.solver import ActiveSet

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -15,21 +17,28 @@ import convexbn
 
 ROOT = Path(convexbn.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path for path in ROOT.rglob("*.py")}
-FLOORS = [
-    ["validation", "progress", "threads"],
-    ["devices", "interrupts"],
-    ["losses", "arrangements", "whitening", "patches", "features", "collapse"],
-    ["program", "network", "pricing", "smoothing", "screening", "checkpoint", "streaming", "shards"],
-    ["solution", "pruning", "judge"],
-    ["solvers", "certificate", "export", "training", "datasets"],
-    ["choices"],
-    ["fit", "gated", "post_bn"],
-    ["path"],
-    ["estimators"],
-    [""],  # convexbn itself
-]
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-APART = {"training", "datasets"}  # imported by none of the others
+
+
+def part(module: str) -> str:
+    """The file or folder of a module right below convexbn."""
+    return module.split(".")[0]
+
+
+PARTS = {part(name) for name in FILES} - {""}
+
+
+def floors() -> Iterator[list[str]]:
+    """The names of each line of the picture in the document on architecture, the highest floor first; [] between house and annexes."""
+    picture = re.search(r"^```\n(.*?)^```", (ROOT.parent / "docs/architecture.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert picture
+    for line in picture[1].splitlines():
+        yield list(takewhile(PARTS.__contains__, (word.rstrip("/") for word in line.split())))
+
+
+*HOUSE, _, TRAINING, DATASETS = floors()
+FLOOR = {name: -number for number, names in enumerate(HOUSE) for name in names} | {"": 1}  # convexbn itself is above all
+APART = {*TRAINING, *DATASETS}  # imported by none of the others
+FLOOR |= dict.fromkeys(APART, FLOOR["solvers"])
 HOMES = {
     "cvxpy": {"post_bn.conic", "solvers.conic"},
     "matplotlib": {"path"},
@@ -52,16 +61,16 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from imports(node)
 
 
-def part(module: str) -> str:
-    """The file or folder of a module right below convexbn."""
-    return module.split(".")[0]
-
-
 INSIDE = {
     name: {m.removeprefix("convexbn.") for m in imports(ast.parse(path.read_text())) if part(m) == "convexbn"}
     for name, path in FILES.items()
 }
 OUTSIDE = {name: {m for m in imports(ast.parse(path.read_text())) if part(m) != "convexbn"} for name, path in FILES.items()}
+
+
+def test_every_part_has_one_floor() -> None:
+    assert sorted([*FLOOR]) == sorted([*PARTS, ""])
+    assert sum(map(len, HOUSE)) == len(PARTS - APART)
 
 
 @pytest.mark.parametrize("module", sorted(FILES))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,45 +21,13 @@ from convexbn.validation import FloatArray
 if TYPE_CHECKING:
     import torch
 
+    from convexbn.gated.solver import GatedSolver
+
 CHECK = 5  # steps between looks at the gap of the working set
 NEAR = 0.8  # of beta: arrangements that are worth as much are kept in the working set
 WORTH_A_CHANGE = 0.7  # the working set shrinks when it would to that share, and so does the program by what is screened
 SWITCH = 1e-4  # relative gap at which "mixed" goes over to float64
 PATIENCE = 40  # looks without progress, before float32 is called exhausted
-
-
-class Settings(Protocol):
-    """What a run asks its solver for: see `GatedSolver`."""
-
-    @property
-    def tolerance(self) -> float:
-        """Of the relative gap."""
-        ...
-
-    @property
-    def iterations(self) -> int:
-        """At most so many."""
-        ...
-
-    @property
-    def seconds(self) -> float:
-        """And at most for so long."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """float32, float64 or mixed."""
-        ...
-
-    @property
-    def checkpoint(self) -> str | os.PathLike[str] | None:
-        """The file of the state, or None."""
-        ...
-
-    @property
-    def verbose(self) -> bool:
-        """Whether to show a bar."""
-        ...
 
 
 class Run:
@@ -71,7 +38,7 @@ class Run:
     """
 
     def __init__(
-        self, program: GatedProgram, settings: Settings, start: FloatArray | None, interrupted: Callable[[], bool] = lambda: False
+        self, program: GatedProgram, settings: GatedSolver, start: FloatArray | None, interrupted: Callable[[], bool] = lambda: False
     ) -> None:
         import torch
 

@@ -73,31 +73,18 @@ def choose_solver(
     verbose: bool = False,
 ) -> Solver:
     """The solver that the arguments of `fit_convex_bn` stand for."""
-    listed = arrangements not in ("auto", "all")
-    if not isinstance(solver, str):
-        if isinstance(solver, type) or not hasattr(solver, "solve"):
-            raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
-        chosen = solver
-    else:
-        chosen = _named_solver(solver, arrangements, whitening, y, loss, seed, verbose)
-    if listed and isinstance(chosen, SlidingFrankWolfe):
+    if not isinstance(solver, str) and (isinstance(solver, type) or not hasattr(solver, "solve")):
+        raise InputError(f"solver = {solver!r} is neither a name nor has it a method `solve`: pass 'auto', 'CLARABEL' or Conic(...)")
+    named = _automatic(arrangements, whitening, y, loss) if isinstance(solver, str) and solver == "auto" else solver
+    chosen = _solver_of(named, seed, verbose) if isinstance(named, str) else named
+    if arrangements not in ("auto", "all") and isinstance(chosen, SlidingFrankWolfe):
         raise InputError(
             "arrangements are given, but the solver 'sliding' solves over all of them: use solver='active set', or leave them out"
         )
     return chosen
 
 
-def _named_solver(
-    name: str,
-    arrangements: str | int | Arrangements,
-    whitening: Whitening,
-    y: FloatArray,
-    loss: Loss,
-    seed: int,
-    verbose: bool,
-) -> Solver:
-    if name == "auto":
-        name = _automatic(arrangements, whitening, y, loss)
+def _solver_of(name: str, seed: int, verbose: bool) -> Solver:
     if name == "closed form":
         return ClosedForm()
     if name == "active set":

@@ -17,7 +17,7 @@ from convexbn.choices import BETA_FRACTION, check_word, choose_arrangements, cho
 from convexbn.export import to_torch
 from convexbn.features import Features, extract, stack
 from convexbn.losses import Loss, get_loss
-from convexbn.network import Network, merge, recover
+from convexbn.network import Network, merge, recover, simplest
 from convexbn.patches import Patches, Pooling, check_input, pooling_of
 from convexbn.pricing import affordable, evolve, is_square, known_price, local_search, price_dual, random_directions
 from convexbn.program import Program
@@ -305,10 +305,8 @@ def _simplest(whitening: Whitening, solution: Solution, data: npt.NDArray[Any], 
     thresholds = ((1e-3, 1e-4), (1e-4, 1e-6), (1e-5, 1e-8), (0.0, 0.0))
     merged = [merge(solution.directions, solution.outputs, angle=a, smallest=s) for a, s in thresholds]
     networks = [recover(whitening, *neurons, patches) for neurons in merged]
-    objectives = [network.objective(data, program.y, program.loss, program.beta) for network in networks]
-    good = [network for network, value in zip(networks, objectives, strict=True) if value <= min(objectives) * (1.0 + 1e-7)]
-    simplest = min(good, key=lambda network: network.neurons)
-    return prune_network(simplest, data) if simplest.neurons > program.y.size + 1 else simplest
+    network = simplest(networks, data, program.y, program.loss, program.beta, slack=1e-7)
+    return prune_network(network, data) if network.neurons > program.y.size + 1 else network
 
 
 @contextmanager

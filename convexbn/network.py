@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -160,6 +160,13 @@ def recover(whitening: Whitening, directions: FloatArray, outputs: FloatArray, p
     centre = weights @ whitening.mean
     network = Network(weights, centre, np.ones(len(gain)), gain, directions[:, -1], outputs, whitening.samples, patches)
     return network.balanced()
+
+
+def simplest(networks: Sequence[Network], X: npt.ArrayLike, y: FloatArray, loss: Loss, beta: float, *, slack: float) -> Network:
+    """The network with the fewest neurons of those whose objective is the lowest of all, to the relative `slack`."""
+    objectives = [network.objective(X, y, loss, beta) for network in networks]
+    good = [network for network, value in zip(networks, objectives, strict=True) if value <= min(objectives) * (1.0 + slack)]
+    return min(good, key=lambda network: network.neurons)
 
 
 def neurons_of(whitening: Whitening, network: Network) -> tuple[FloatArray, FloatArray]:

@@ -65,7 +65,7 @@ class Solution:
     outputs : (m, C) the w_j, in the unit of the targets
     status : how the solve ended
     solver : who solved, for people to read
-    dual : (n,) the solver's dual point V, or None: a suggestion that the certificate checks and need not believe
+    dual : of the shape of y, the solver's dual point V, or None: a suggestion that the certificate checks and need not believe
     iterations : as the solver counts them
     compile_seconds : time spent on bringing the program into the solver's form
     solve_seconds : time spent in the solver

@@ -10,9 +10,9 @@ from problems import LOSSES, Problem, objective_of, random_problem, targets_for
 from convexbn import Evidence, InputError, Softmax, Squared, fit_convex_bn, to_torch, whiten
 from convexbn.training import LBFGS, SGD, Adam, TrainingRun, train_networks
 from convexbn.training.descent import Plan, descend
+from convexbn.training.losses import TORCH_LOSSES
 from convexbn.training.networks import Problem as Objective
 from convexbn.training.networks import _initial, _network, _Networks, stretch_of
-from convexbn.training.objective import TORCH_LOSSES
 
 
 def run(problem: Problem, beta: float = 0.2, **settings) -> list[TrainingRun]:

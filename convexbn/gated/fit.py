@@ -70,6 +70,11 @@ class GatedFit:
 
         Each weight becomes a difference of two in the cone of its gate (`convexbn.gated.cones`), by a non-negative least-squares
         problem in n unknowns for each gate and output. On other data the two models differ. Thin cones cost dearly.
+
+        Raises
+        ------
+        InputError
+            For unusable X, a fit on patches, and a cone that is too thin for float64.
         """
         program = self.program
         y = program.y[:, 0] if program.y.shape[1] == 1 else program.y
@@ -137,7 +142,7 @@ def fit_gated_bn(
     gates : how many, drawn from a Gaussian on the basis; or `LocalGates`, which look at a window of an image each; patterns that repeat
         or are empty are left out. Or (P, r+1) the g_i themselves
     beta : absolute; None takes `fraction` of beta_max
-    fraction : of beta_max, the smallest beta for which no gate carries weight
+    fraction : of beta_max, the smallest beta for which no gate carries weight; not read where beta is given
     loss : as in `fit_convex_bn`
     penalty : "group" is the Frobenius norm of each S_i. "nuclear" is its nuclear norm, the relaxation of weight decay; for one output
         they are the same
@@ -197,6 +202,11 @@ def fit_gated_path(
     Returns
     -------
     One fit for each beta, the largest beta first, each with its gap. Ctrl-C ends the path early; the points before it are returned.
+
+    Raises
+    ------
+    InputError
+        For an argument that can't be used.
     """
     given = np.geomspace(0.5, 0.01, 10) if fractions is None else real_array(fractions, "fractions")
     if given.ndim != 1 or not len(given) or given.min() <= 0:

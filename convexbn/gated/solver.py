@@ -26,7 +26,7 @@ class GatedSolution:
     bound : a lower bound on the program's optimum, from the dual point
     dual : (n, C) the feasible dual point of the bound
     status : how the solve ended
-    iterations : proximal steps
+    iterations : proximal steps, or those of ADMM
     seconds : of the solve
     trace : the looks at the whole program: objective, relative gap, arrangements with weight, seconds
     """

@@ -8,8 +8,8 @@ import numpy as np
 
 from convexbn.losses import Loss, of_unit_size
 from convexbn.post_bn.program import Cell
-from convexbn.solution import SolverError, SolverUnavailable, Status
-from convexbn.solvers.conic import EXPRESSIONS, Conic
+from convexbn.solution import SolverError, Status
+from convexbn.solvers.conic import Conic, loss_expression
 from convexbn.validation import FloatArray
 
 Neurons = tuple[FloatArray, FloatArray, FloatArray]  # s (m, r) on the basis of X, t (m,), outputs (m, C)
@@ -35,12 +35,9 @@ def solve_cells(cells: tuple[Cell, ...], y: FloatArray, loss: Loss, beta: float,
     import cvxpy as cp
 
     scaled = of_unit_size(y, loss, beta)
-    expression = EXPRESSIONS.get(type(loss))
-    if expression is None:
-        raise SolverUnavailable(f"the {loss.name} loss has no CVXPY expression: add one to convexbn.solvers.conic.EXPRESSIONS")
     f, variables = cp.Variable(len(y)), cp.Variable(2 * len(cells) * (cells[0].cone.shape[1] + 1))
     penalty, constraints = _formulate(cp, cells, f, variables)
-    problem = cp.Problem(cp.Minimize(expression(cp, scaled.loss, f, scaled.y) + scaled.beta * penalty), constraints)
+    problem = cp.Problem(cp.Minimize(loss_expression(cp, scaled, f) + scaled.beta * penalty), constraints)
     status = Status.NUMERICAL
     for status in solver.attempts(problem):
         if status is Status.OPTIMAL:

@@ -16,7 +16,7 @@ from convexbn.choices import BETA_FRACTION, ENUMERATE_UP_TO, choose_beta
 from convexbn.export import to_torch
 from convexbn.judge import best_scale, dual_values, residuals
 from convexbn.losses import Loss, Squared, get_loss
-from convexbn.network import Network
+from convexbn.network import Network, simplest
 from convexbn.post_bn.conic import Neurons, solve_cells
 from convexbn.post_bn.program import Reach, Span, arrangements_of, count_of, reach_of, span_of
 from convexbn.solvers import Conic, shrink
@@ -125,7 +125,8 @@ def fit_post_bn(
         conic = solver if isinstance(solver, Conic) else Conic("CLARABEL" if solver == "auto" else solver)
         name = conic.name
         neurons, dual = solve_cells(reach.cells, targets, the_loss, strength, conic)
-        network = _simplest(data, reach.span, neurons, targets, the_loss, strength)
+        candidates = [_recovered(data, reach.span, neurons, smallest) for smallest in (1e-4, 1e-6, 1e-8, 0.0)]
+        network = simplest(candidates, data, targets, the_loss, strength, slack=1e-8)
     certificate = _certified(data, targets, network, strength, the_loss, reach, dual)
     return PostFit(network, certificate, strength, largest, reach.arrangements, name, time.perf_counter() - start)
 
@@ -153,6 +154,11 @@ def certify_post_bn(
     network : with `relu_first`, of any origin; `from_torch` reads one
     beta : the objective's
     dual : of the shape of y; another candidate for V; it is checked, not believed
+
+    Raises
+    ------
+    InputError
+        For an argument that can't be used, a network with its batch normalisation before the ReLU, and too many arrangements to list.
     """
     data, the_loss = check_data(X), get_loss(loss)
     targets = the_loss.check(check_targets(y, len(data)))
@@ -227,14 +233,6 @@ def _recovered(data: FloatArray, span: Span, neurons: Neurons, smallest: float =
     zeros = np.zeros(int(kept.sum()))
     parts = unit @ span.weights, zeros, zeros + 1.0, gain[kept], t[kept], outputs[kept]
     return Network(*parts, len(data), relu_first=True).on(data).balanced()
-
-
-def _simplest(data: FloatArray, span: Span, neurons: Neurons, y: FloatArray, loss: Loss, beta: float) -> Network:
-    """The network with the fewest neurons whose objective is, to 1e-8, the best."""
-    networks = [_recovered(data, span, neurons, smallest) for smallest in (1e-4, 1e-6, 1e-8, 0.0)]
-    objectives = [network.objective(data, y, loss, beta) for network in networks]
-    good = [network for network, value in zip(networks, objectives, strict=True) if value <= min(objectives) * (1.0 + 1e-8)]
-    return min(good, key=lambda network: network.neurons)
 
 
 def _certified(

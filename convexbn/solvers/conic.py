@@ -179,17 +179,27 @@ def _check_installed(cp: Any, name: str) -> None:
 
 def _formulate(cp: Any, program: Program, scaled: UnitProblem, f: Any, weights: Any) -> tuple[Any, Any]:
     """The CVXPY problem in its unit, and its constraint f = forward(weights), whose multiplier is minus the gradient of the loss."""
-    loss = scaled.loss
-    expression = EXPRESSIONS.get(type(loss))
-    if expression is None:
-        raise SolverUnavailable(f"the {loss.name} loss has no CVXPY expression: add one to convexbn.solvers.conic.EXPRESSIONS")
     forward, cones = conic_matrices(program)
     width = program.basis.shape[1]
     norms = cp.Variable(weights.size // width)
     link = f == forward @ weights
     constraints = [link, cones @ weights >= 0, cp.SOC(norms, cp.reshape(weights, (width, norms.size), order="F"), axis=0)]
-    objective = expression(cp, loss, f, scaled.y) + scaled.beta * cp.sum(norms)
+    objective = loss_expression(cp, scaled, f) + scaled.beta * cp.sum(norms)
     return cp.Problem(cp.Minimize(objective), constraints), link
+
+
+def loss_expression(cp: Any, scaled: UnitProblem, f: Any) -> Any:
+    """L(f, y) of predictions f, a CVXPY variable.
+
+    Raises
+    ------
+    SolverUnavailable
+        For a loss that has no entry in `EXPRESSIONS`.
+    """
+    expression = EXPRESSIONS.get(type(scaled.loss))
+    if expression is None:
+        raise SolverUnavailable(f"the {scaled.loss.name} loss has no CVXPY expression: add one to convexbn.solvers.conic.EXPRESSIONS")
+    return expression(cp, scaled.loss, f, scaled.y)
 
 
 def conic_matrices(program: Program) -> tuple[Any, Any]:

@@ -227,13 +227,6 @@ def masked_operator(
     return MaskedOperator(tensor, bits, len(active), max_memory)
 
 
-def gated_bits(basis: FloatArray, gates: FloatArray) -> npt.NDArray[np.uint8]:
-    """(n, ceil(P / 8)) the same patterns as bits, those of a row next to each other, as operators keep them."""
-    rows = max(1, 2**22 // max(1, len(gates)))
-    parts = [np.packbits((gates @ basis[i : i + rows].T >= 0).T, axis=1) for i in range(0, len(basis), rows)]
-    return np.concatenate(parts)
-
-
 def gated_patterns(basis: FloatArray, gates: FloatArray) -> BoolArray:
     """(P, n) the patterns 1[U' g_i >= 0] of the gates (P, r+1), in float64 whatever the solver's precision is."""
     rows = max(1, 2**22 // max(1, len(gates)))
@@ -241,3 +234,10 @@ def gated_patterns(basis: FloatArray, gates: FloatArray) -> BoolArray:
     for i in range(0, len(basis), rows):
         patterns[:, i : i + rows] = gates @ basis[i : i + rows].T >= 0
     return patterns
+
+
+def gated_bits(basis: FloatArray, gates: FloatArray) -> npt.NDArray[np.uint8]:
+    """(n, ceil(P / 8)) the same patterns as bits, those of a row next to each other, as operators keep them; never all of them as bytes."""
+    rows = max(1, 2**22 // max(1, len(gates)))
+    parts = [np.packbits((gates @ basis[i : i + rows].T >= 0).T, axis=1) for i in range(0, len(basis), rows)]
+    return np.concatenate(parts)

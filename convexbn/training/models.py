@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from convexbn.devices import check_device
 from convexbn.losses import Loss, get_loss
 from convexbn.training.descent import Plan, descend
+from convexbn.training.losses import check_torch_loss, torch_loss
 from convexbn.training.methods import SGD, Method
-from convexbn.training.objective import check_torch_loss, torch_loss
 from convexbn.validation import FloatArray, InputError, check_positive, check_targets
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

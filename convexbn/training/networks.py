@@ -15,8 +15,8 @@ from convexbn.devices import check_device
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network
 from convexbn.training.descent import Plan, descend
+from convexbn.training.losses import check_torch_loss, torch_loss
 from convexbn.training.methods import Adam, Method
-from convexbn.training.objective import check_torch_loss, torch_loss
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets
 from convexbn.whitening import Whitening, whiten
 

@@ -25,7 +25,7 @@ TORCH_LOSSES: dict[type[Any], Callable[[Any, Tensor, Tensor], Tensor]] = {
 def check_torch_loss(loss: Loss) -> None:
     """Refuse a loss without an entry in `TORCH_LOSSES`."""
     if type(loss) not in TORCH_LOSSES:
-        raise InputError(f"loss = {loss.name!r} has no PyTorch form: add one to convexbn.training.objective.TORCH_LOSSES")
+        raise InputError(f"loss = {loss.name!r} has no PyTorch form: add one to convexbn.training.losses.TORCH_LOSSES")
 
 
 def torch_loss(loss: Loss, predictions: Tensor, targets: Tensor) -> Tensor:

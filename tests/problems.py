@@ -58,6 +58,29 @@ def random_problem(loss: Loss, n: int, d: int, seed: int) -> Problem:
     return Problem(f"random {n} x {d}", X, targets_for(loss, n, seed + 1), loss)
 
 
+class Interrupting(Squared):
+    """The squared loss, which presses Ctrl-C at a given call of its gradient or of its prox."""
+
+    def __init__(self, calls: int) -> None:
+        object.__setattr__(self, "left", [calls])
+
+    def _count(self) -> None:
+        self.left[0] -= 1
+        if self.left[0] == 0:
+            raise KeyboardInterrupt
+
+    def gradient(self, f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        self._count()
+        return super().gradient(f, y)
+
+    def prox(self, z: np.ndarray, y: np.ndarray, step: float) -> np.ndarray:
+        self._count()
+        return super().prox(z, y, step)
+
+    def __repr__(self) -> str:
+        return "interrupting"
+
+
 def random_problems(seeds: int = 2) -> list[Problem]:
     """For each loss and seed ten problems, n from 4 to 12 and d from 1 to 3."""
     shapes = [(4, 1), (12, 1), (7, 2), (10, 2), (5, 3), (12, 2), (9, 1), (6, 3), (8, 2), (8, 3)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from scripts import ENVIRONMENT, assert_drawn, command
 from torch import nn
 
 import cifar_table as table
@@ -25,7 +25,6 @@ from cifar_table_report import markdown
 from convexbn import GatedSolver, LocalGates, Squared, fit_convex_bn, fit_gated_bn
 from convexbn.training import evaluate
 
-SCRIPT = Path(__file__).parents[1] / "examples/cifar_table.py"
 EXACT = os.environ.get("CONVEXBN_CIFAR")
 
 
@@ -55,8 +54,7 @@ def split(folder, tmp_path_factory) -> Split:
 
 
 def run(*arguments: str) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command("cifar_table.py", *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
 
 
@@ -87,8 +85,7 @@ def test_the_script_writes_the_tables_and_goes_on_where_it_stopped(folder, tmp_p
     text = (tmp_path / "table.md").read_text()
     assert text.count("| ") > 5
     assert all(record["name"] in text for record in second.values())
-    with Image.open(tmp_path / "table.png") as picture:
-        assert picture.width >= 900
+    assert_drawn(tmp_path / "table.png")
 
 
 @pytest.mark.skipif(EXACT is None, reason="CONVEXBN_CIFAR is not set to a folder with CIFAR-10")

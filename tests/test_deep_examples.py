@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from test_examples import printed
+from scripts import assert_drawn, printed
 
 
 def numbers(text: str, start: str) -> list[float]:
@@ -16,16 +15,11 @@ def numbers(text: str, start: str) -> list[float]:
     return [float(re.findall(r"\d+\.\d+", line)[0]) for line in lines]
 
 
-def drawn(target: Path) -> bool:
-    with Image.open(target) as picture:
-        return picture.width >= 1000 and len(picture.convert("RGB").resize((200, 100)).getcolors(20_000)) > 50
-
-
 def test_convolution_is_never_above_adam(tmp_path: Path) -> None:
     text = printed("convolution.py", "--quick", "--picture", str(tmp_path / "picture.png"))
     (ours,), (bound,), adam = numbers(text, "convexbn"), numbers(text, "optimum (proved"), numbers(text, "Adam")
     assert bound <= ours <= min(adam) * (1.0 + 1e-6)
-    assert drawn(tmp_path / "picture.png")
+    assert_drawn(tmp_path / "picture.png")
 
 
 def test_neural_collapse_is_complete_at_the_optimum_alone(tmp_path: Path) -> None:
@@ -36,4 +30,4 @@ def test_neural_collapse_is_complete_at_the_optimum_alone(tmp_path: Path) -> Non
     assert optimum == pytest.approx(10 * (0.5 - 0.025), abs=1e-4)
     assert min(adam) >= optimum
     assert float(re.findall(r"the optimum: .*angles (\S+),", text)[0]) <= 1e-12
-    assert drawn(tmp_path / "picture.png")
+    assert_drawn(tmp_path / "picture.png")

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-ENVIRONMENT = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-
-
-def command(script: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(EXAMPLES / script), *arguments]
-
-
-def printed(script: str, *arguments: str) -> str:
-    result = subprocess.run(command(script, *arguments), env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=300)
-    assert result.stderr == ""
-    return result.stdout
+from scripts import ENVIRONMENT, assert_drawn, command, printed, rows
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +54,7 @@ def test_the_demo_exports_to_pytorch_exactly(demo):
 
 
 def test_the_demo_draws_a_picture(demo):
-    with Image.open(demo[1] / "demo.png") as picture:
-        assert picture.width >= 1200
-        assert len(picture.convert("RGB").resize((200, 100)).getcolors(20_000)) > 50
+    assert_drawn(demo[1] / "demo.png")
 
 
 def test_an_interrupt_leaves_one_line(tmp_path):
@@ -101,10 +84,8 @@ def test_the_compile_time_benchmark_prints_both_times():
 
 def test_the_implicit_bias_of_descent_is_printed_and_drawn(tmp_path):
     picture = tmp_path / "new" / "bias.png"
-    text = printed("implicit_bias.py", "--quick", "--picture", str(picture))
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
-    assert [row[1].split(",")[0] for row in rows] == ["descent", "descent", "convex", "convex"]
-    assert rows[3][1].split()[-1] in {"2", "4", "8", "16", "32"}
-    assert all(0.0 < float(row[4]) < 3.0 for row in rows)
-    with Image.open(picture) as drawn:
-        assert drawn.width >= 1200
+    table = rows(printed("implicit_bias.py", "--quick", "--picture", str(picture)))
+    assert [row[1].split(",")[0] for row in table] == ["descent", "descent", "convex", "convex"]
+    assert table[3][1].split()[-1] in {"2", "4", "8", "16", "32"}
+    assert all(0.0 < float(row[4]) < 3.0 for row in table)
+    assert_drawn(picture)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from dataclasses import replace
 
 import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from problems import LOSSES, degenerate_data, several_targets, targets_for
+from problems import LOSSES, Interrupting, degenerate_data, several_targets, targets_for
 
 from convexbn import GatedNetwork, GatedProgram, GatedSolver, Status, fit_gated_bn
 from convexbn.gated.gates import choose_gates
@@ -269,10 +266,9 @@ def test_there_are_no_more_steps_than_asked_for(method: str):
 def test_an_interrupt_returns_what_is_there_with_its_gap(method: str):
     X = np.random.default_rng(8).standard_normal((400, 20))
     whitening = whiten(X)
-    program = GatedProgram(whitening.basis, choose_gates(200, whitening, 0), targets_for(Squared(), 400, 1)[:, None], Squared(), 1e-4)
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    solution = GatedSolver(tolerance=1e-15, seconds=30.0, method=method).solve(program)
+    y = targets_for(Squared(), 400, 1)[:, None]
+    program = GatedProgram(whitening.basis, choose_gates(200, whitening, 0), y, Interrupting(30), 1e-4)
+    solution = GatedSolver(tolerance=1e-15, method=method).solve(program)
     assert solution.status is Status.INTERRUPTED
     assert np.isfinite(solution.relative_gap)
     assert program.objective(torch.as_tensor(solution.weights)) == pytest.approx(solution.objective, rel=1e-12)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.optimize import check_grad
+from scripts import assert_drawn, printed, rows
 
 import judged
 import judged_training as training
@@ -19,8 +14,6 @@ from convexbn import from_torch
 from convexbn.losses import Squared
 from convexbn.network import neurons_of
 from judged_picture import spread
-
-SCRIPT = Path(__file__).parents[1] / "examples/judged.py"
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +25,19 @@ def problem():
 
 def test_the_script_prints_a_proof_and_no_number_below_it(tmp_path):
     picture = tmp_path / "new" / "judged.png"
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "--quick", "--picture", str(picture)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
-    assert result.stderr == ""
-    words = result.stdout.split()
+    text = printed("judged.py", "--quick", "--picture", str(picture))
+    words = text.split()
     bound, objective = float(words[words.index("bound") + 1].strip(",;")), float(words[words.index("program") + 1].strip(",;"))
-    assert "proved" in result.stdout.split("convex program")[0]
+    assert "proved" in text.split("convex program")[0]
     assert bound <= objective <= 1.001 * bound
-    rows = [[cell.strip(" %") for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if line.startswith("│")]
-    assert [row[0] for row in rows] == list(judged.QUICK)
-    for row in rows:
-        end, worst, again, slower, _, descended, hardest, gap, _ = (float(cell or "0") for cell in row[2:])
+    table = rows(text)
+    assert [row[0] for row in table] == list(judged.QUICK)
+    for row in table:
+        end, worst, again, slower, _, descended, hardest, gap, _ = (float(cell.strip(" %") or "0") for cell in row[2:])
         assert 0.0 <= end <= worst
         assert min(again, slower, gap) >= 0.0
         assert 0.0 <= descended <= hardest < end
-    with Image.open(picture) as image:
-        assert image.width >= 1200
-        assert len(image.convert("RGB").resize((200, 150)).getcolors(30_000)) > 50
+    assert_drawn(picture)
 
 
 def test_the_convex_program_lies_within_its_proved_gap_of_the_bound(problem):

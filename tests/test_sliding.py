@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from problems import LOSSES, random_problem
+from problems import LOSSES, Interrupting, random_problem
 from sklearn.datasets import load_diabetes, load_wine
 
 from convexbn import (
@@ -229,22 +229,6 @@ def test_a_bound_on_the_hessian_of_softmax_is_one():
         bent = np.sum(chances * direction**2, axis=1) - mean**2
         assert np.all(bent <= bound * np.sum(direction**2, axis=1) * (1.0 + 1e-6))
     assert np.all(bound <= Softmax().smoothness * (1.0 + 1e-12))
-
-
-class Interrupting(Squared):
-    """A loss that presses Ctrl-C at a given call."""
-
-    def __init__(self, calls: int) -> None:
-        object.__setattr__(self, "left", [calls])
-
-    def gradient(self, f, y):
-        self.left[0] -= 1
-        if self.left[0] == 0:
-            raise KeyboardInterrupt
-        return super().gradient(f, y)
-
-    def __repr__(self) -> str:
-        return "interrupting"
 
 
 @pytest.mark.parametrize("calls", [50, 100])

@@ -57,9 +57,25 @@ def test_moments_of_a_direction(width: int, half: int) -> None:
     anything = generator.standard_normal(moments.count)
     assert moments.adjoint(matrix) @ anything == pytest.approx(np.sum(matrix * moments.matrix(anything)))
     assert np.allclose(moments.adjoint(moments.represented(anything)), anything, atol=1e-13)
-    row = generator.standard_normal(width)
-    powers = (row @ s) ** np.arange(2 * half + 1)
-    assert np.allclose(moments.powers(row[None])[0] @ values, powers, atol=1e-12)
+
+
+@pytest.mark.parametrize(("width", "half"), [(2, 1), (3, 2), (4, 3)])
+def test_powers_of_samples(width: int, half: int) -> None:
+    """Of moments of a direction they are those of its images; polynomials and rows say the same the other way."""
+    generator = np.random.default_rng(width)
+    lifted = Lifted(generator.standard_normal((5, width)), half)
+    s = random_directions(1, width, (3,))[0]
+    top = 2 * half
+    values = np.concatenate([Monomials(width, degree).at(s[None])[0] for degree in (top, top - 1)])
+    powers = (lifted.tables[1] @ s)[:, None] ** np.arange(top + 1)
+    assert np.allclose(lifted.powers(values[None])[0], powers, atol=1e-12)
+    above = generator.standard_normal((1, 5, top + 1))
+    assert lifted.polynomials(above)[0] @ values == pytest.approx(np.sum(above[0] * powers))
+    assert lifted.one @ values == pytest.approx(1.0)
+    rows = lifted.rows(top, top - 1)
+    assert np.allclose(rows @ values, powers, atol=1e-12)
+    assert np.array_equal(lifted.rows(top, top - 1, slice(1, 3)), rows[1:3])
+    assert np.all(lifted._sizes >= np.linalg.norm(rows, axis=2) * (1.0 - 1e-12))
 
 
 @settings(max_examples=20)

@@ -11,13 +11,14 @@ import numpy as np
 
 from convexbn.losses import Loss, of_unit_size
 from convexbn.patches import NO_POOLING, Pooling
+from convexbn.pricing.nearest import normal_equations, normal_size
 from convexbn.pricing.nonnegative import mass_near
 from convexbn.pricing.polynomials import Lifted
 from convexbn.validation import FloatArray
 
 STEPS = {2: 10.0}  # of the method of multipliers, by half the degree, in the unit beta / mass
 STEP = 20.0  # for other degrees
-ENTRIES = 50_000_000  # of the samples' polynomials: 400 MB, and half as much again while they are made ready
+ENTRIES = 12_000_000  # of an array; with 30 columns an iteration takes a sixth of a second, and better dual points win more
 SHARE = 0.125  # of the samples' moments beside the moment matrix, in the unit columns / samples
 OVERSHOOT = 1.5
 LOOK = 25  # iterations between two dual points
@@ -25,8 +26,9 @@ SIGNS = np.array([1.0, -1.0])
 
 
 def fits(rows: int, width: int, half: int) -> bool:
-    """Whether the moments of degree 2 half fit in the memory."""
-    return rows * (2 * half + 1) * (comb(width + 2 * half - 1, 2 * half) + comb(width + 2 * half - 2, 2 * half - 1)) <= ENTRIES
+    """Whether the moments of degree 2 half fit in the memory: the samples' powers, and the matrix of the least squares problem."""
+    numbers = [comb(width + p - 1, p) for p in range(2 * half + 1)]
+    return max(rows * sum(numbers), normal_size(rows, width, half) ** 2) <= ENTRIES
 
 
 class _Parts(NamedTuple):
@@ -104,7 +106,7 @@ class MomentTraining:
         own[:, 1, 1] += self.pull * lifted.unit**2
         self.inverse = np.linalg.inv(own)
         blocks = self.share * self.left - self.share**2 * self.left @ self.inverse @ self.left
-        self.solve = _normal_equations(lifted, 0.5 * (blocks + blocks.transpose(0, 2, 1)))
+        self.solve = normal_equations(lifted, 0.5 * (blocks + blocks.transpose(0, 2, 1)))
 
     def _begin(self, basis: FloatArray, s: FloatArray, w: FloatArray) -> None:
         """The moments of the neurons, and the multipliers of the loss."""
@@ -149,10 +151,10 @@ class MomentTraining:
         own = self.share * wanted.right @ self.hankel - mirrored
         own[:, :, 1] += self.pull * lifted.unit * wanted.features
         own = np.einsum("nij,snj->sni", self.inverse, own)
-        linear = (mirrored + self.share * own @ self.left).reshape(2, -1) @ lifted.rows
+        linear = lifted.polynomials(mirrored + self.share * own @ self.left)
         linear += np.array([moments.adjoint(gram) for gram in wanted.gram]) - self.beta / self.step * lifted.one
         whole = self.solve(linear)
-        every = (whole @ lifted.rows.T).reshape(own.shape)
+        every = lifted.powers(whole)
         right = own + self.share * np.einsum("nij,snj->sni", self.inverse, every @ self.left)
         left = (every - right) * self.flip
         gram = np.array([moments.matrix(side) for side in whole])
@@ -212,39 +214,3 @@ def positive(matrices: FloatArray) -> FloatArray:
     """The nearest positive semidefinite matrices, for (..., k, k)."""
     values, vectors = np.linalg.eigh(matrices)
     return np.asarray((vectors * np.maximum(values, 0.0)[..., None, :]) @ np.swapaxes(vectors, -1, -2))
-
-
-def _normal_equations(lifted: Lifted, blocks: FloatArray) -> Callable[[FloatArray], FloatArray]:
-    """x -> x H^-1, x (k, count), H = D + R^T B R: D the moment matrix without its lower corner, R that corner and the samples' moments,
-    B the blocks.
-
-    The smaller one of two matrices is factored: H, or B^-1 + R D^-1 R^T (Woodbury). All rows of x are solved for at once, in one pass
-    over the factor, which is larger than the cache.
-    """
-    from scipy.linalg import cho_factor, cho_solve
-
-    moments, rows, size = lifted.moments, lifted.rows, blocks.shape[1]
-    diagonal = np.ones(moments.count)
-    diagonal[moments.top.size :] = 2.0
-    corner = np.zeros((moments.lowered.shape[0], moments.count))
-    corner[:, : moments.top.size] = moments.lowered.toarray()
-    if moments.count <= len(rows) + len(corner):
-        weighted = (blocks @ rows.reshape(-1, size, moments.count)).reshape(rows.shape)
-        factor = cho_factor(np.diag(diagonal) + corner.T @ corner + rows.T @ weighted)
-        return lambda x: np.asarray(cho_solve(factor, x.T, check_finite=False).T)
-    scale = np.sqrt(diagonal)
-    every = np.concatenate([corner, rows])
-    every /= scale
-    small = every @ every.T
-    small[np.diag_indices(len(corner))] += 1.0
-    for i, block in enumerate(blocks):
-        place = slice(len(corner) + i * size, len(corner) + (i + 1) * size)
-        small[place, place] += np.linalg.inv(block)
-    factor = cho_factor(small)
-
-    def solve(x: FloatArray) -> FloatArray:
-        scaled = x / scale
-        inner = cho_solve(factor, (scaled @ every.T).T, check_finite=False)
-        return np.asarray((scaled - inner.T @ every) / scale)
-
-    return solve

@@ -196,7 +196,7 @@ def test_turning_the_outputs_changes_nothing(seed: int, outputs: int) -> None:
 @pytest.mark.parametrize("factor", [1e-200, 1e-9, 1e6, 1e120])
 def test_units_change_nothing(factor: float) -> None:
     basis, v = random_case(1, 3)
-    plain, scaled = price_dual(basis, v, None), price_dual(basis, factor * v, None)
+    plain, scaled = (price_dual(basis, unit * v, None, seconds=60.0) for unit in (1.0, factor))
     assert scaled.lower == pytest.approx(factor * plain.lower, rel=1e-9)
     assert scaled.upper == pytest.approx(factor * plain.upper, rel=TOLERANCE)
 

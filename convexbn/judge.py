@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.losses import Loss
-from convexbn.network import Network
+from convexbn.network import Network, largest_worth
 from convexbn.pricing import (
     BOX_COLUMNS,
     BoxSearch,
@@ -99,9 +99,8 @@ class Judge:
         self.factored = y.ndim == 1 and basis.size >= LARGE and np.isfinite(loss.smoothness)
         self.patience = SHORT + FIRST * seconds if y.ndim == 1 and not self.factored else SHORT
         self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
-        self.pooling, self.activations = network.pooling, network.activations(data)
+        self.network, self.pooling, self.activations = network, network.pooling, network.activations(data)
         self.neurons = basis.T @ network.hidden(data), network.outputs
-        self.sizes = np.hypot(network.gain, network.shift)
         self.mass = network.balanced().penalty()
         self.best_estimate = -np.inf
         self.best: tuple[FloatArray, Price] | None = None
@@ -284,9 +283,8 @@ class Judge:
         return self.arrangements is not None or known_price(self.basis, self.pooling.spread(v)) is not None
 
     def _own(self, v: FloatArray) -> float:
-        """The largest ||v^T (U's)_+|| / ||s|| of the network's neurons."""
-        worths = np.linalg.norm(self.activations.T @ v.reshape(len(v), -1), axis=1)
-        return float(np.max(worths / np.where(self.sizes > 0, self.sizes, 1.0), initial=0.0))
+        """The price as far as the network's own neurons know it."""
+        return largest_worth(self.network, self.activations, v)
 
 
 def residuals(loss: Loss, y: FloatArray, predictions: FloatArray, objective: float) -> list[FloatArray]:

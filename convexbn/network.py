@@ -169,6 +169,13 @@ def simplest(networks: Sequence[Network], X: npt.ArrayLike, y: FloatArray, loss:
     return min(good, key=lambda network: network.neurons)
 
 
+def largest_worth(network: Network, activations: FloatArray, v: FloatArray) -> float:
+    """The largest ||V^T b_j|| / ||(g_j; a_j)||, b_j the columns of its `activations` (n, m), V (n,) or (n, C): no price is less."""
+    sizes = np.hypot(network.gain, network.shift)
+    worths = np.linalg.norm(activations.T @ v.reshape(len(v), -1), axis=1)
+    return float(np.max(worths / np.where(sizes > 0, sizes, 1.0), initial=0.0))
+
+
 def neurons_of(whitening: Whitening, network: Network) -> tuple[FloatArray, FloatArray]:
     """The neurons of a network on the whitened data, the inverse of `recover`: unit directions (m, r+1) and outputs (m, C).
 

@@ -16,7 +16,7 @@ from convexbn.choices import BETA_FRACTION, ENUMERATE_UP_TO, choose_beta
 from convexbn.export import to_torch
 from convexbn.judge import best_scale, dual_values, residuals
 from convexbn.losses import Loss, Squared, get_loss
-from convexbn.network import Network, simplest
+from convexbn.network import Network, largest_worth, simplest
 from convexbn.post_bn.conic import Neurons, solve_cells
 from convexbn.post_bn.program import Reach, Span, arrangements_of, count_of, reach_of, span_of
 from convexbn.solvers import Conic, shrink
@@ -244,23 +244,16 @@ def _certified(
     reach: Reach,
     dual: FloatArray | None,
 ) -> Certificate:
-    objective = network.objective(data, y, loss, beta)
-    candidates = residuals(loss, y, network.on(data).predict(data), objective)
+    objective, same = network.objective(data, y, loss, beta), network.on(data)
+    candidates, activations = residuals(loss, y, same.predict(data), objective), same.activations(data)
     if dual is not None and np.shape(dual) == y.shape and np.isfinite(dual).all():
         candidates.append(np.asarray(dual, dtype=np.float64))
     best, price, point = -np.inf, 0.0, candidates[0]
     for candidate in candidates:
         v = -loss.project(-candidate, y)
-        found = max(reach.price(v), _own(network.on(data), data, v))
+        found = max(reach.price(v), largest_worth(same, activations, v))
         scale, value = best_scale(dual_values(loss, y, v), beta, found)
         if value > best:
             best, price, point = value, found, scale * v
     complete = reach.arrangements is None or reach.arrangements.complete
     return Certificate(objective, best, Evidence.PROVED if complete else Evidence.SAMPLED, str(reach), price, point, best)
-
-
-def _own(network: Network, data: FloatArray, v: FloatArray) -> float:
-    """The largest ||V^T b|| / ||(g; a)|| of the network's neurons, b their columns after batch normalisation."""
-    sizes = np.hypot(network.gain, network.shift)
-    worths = np.linalg.norm(network.activations(data).T @ v.reshape(len(v), -1), axis=1)
-    return float(np.max(worths / np.where(sizes > 0, sizes, 1.0), initial=0.0))

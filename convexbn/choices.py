@@ -45,7 +45,7 @@ def choose_arrangements(arrangements: str | int | Arrangements, whitening: White
         if arrangements.active.shape[1] != whitening.samples or (arrangements.complete and not arrangements.fits(whitening.basis)):
             raise InputError("arrangements are patterns of other data: make them by enumerate_arrangements(whiten(X).basis)")
         return arrangements
-    check_word(arrangements)
+    check_arrangements(arrangements)
     if not isinstance(arrangements, str):
         return sample_arrangements(whitening.basis, check_count(arrangements, "arrangements"), seed=seed)
     if arrangements == "all" or few_arrangements(whitening):
@@ -53,7 +53,7 @@ def choose_arrangements(arrangements: str | int | Arrangements, whitening: White
     return sample_arrangements(whitening.basis, SAMPLE_SIZE, seed=seed)
 
 
-def check_word(arrangements: Any) -> None:
+def check_arrangements(arrangements: Any) -> None:
     """Refuse what can't stand for arrangements, also where no solver will need them."""
     number = isinstance(arrangements, (int, np.integer)) and not isinstance(arrangements, bool)
     word = isinstance(arrangements, str) and arrangements in ("auto", "all")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, certify_on
-from convexbn.choices import BETA_FRACTION, check_word, choose_arrangements, choose_beta, choose_solver, few_arrangements
+from convexbn.choices import BETA_FRACTION, check_arrangements, choose_arrangements, choose_beta, choose_solver, few_arrangements
 from convexbn.export import to_torch
 from convexbn.features import Features, extract, stack
 from convexbn.losses import Loss, get_loss
@@ -223,7 +223,7 @@ def prepare(
         data, cut = check_input(extract(features, X), patches)
         the_loss, targets, whitening = _whitened(data, y, loss, cut, rank)
     with _stage("arrange", seconds, verbose):
-        check_word(arrangements)
+        check_arrangements(arrangements)
         the_solver = choose_solver(solver, arrangements, whitening, targets, the_loss, seed=seed, verbose=verbose)
         listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
         chosen = choose_arrangements(arrangements, whitening, targets, seed=seed) if listed else None
@@ -246,7 +246,7 @@ def beta_max(
     Exact at rank n - 1 and over arrangements that are listed; over a sample it is that sample's. Over all of them, where they are
     too many to list, it is estimated by local search, from below. Parameters as in `fit_convex_bn`.
     """
-    check_word(arrangements)
+    check_arrangements(arrangements)
     data, cut = check_input(X, patches)
     the_loss, targets, whitening = _whitened(data, y, loss, cut, rank)
     too_many = targets.ndim > 1 or not few_arrangements(whitening)

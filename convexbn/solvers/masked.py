@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,14 +40,16 @@ class MaskedOperator:
     bits: torch.Tensor
     count: int
     max_memory: int = MAX_MEMORY
-    _expanded: torch.Tensor | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         check_count(self.max_memory, "max_memory")
-        expanded = len(self.basis) * 8 * self.bits.shape[1] * self.basis.element_size()
-        if 4 * expanded <= self.max_memory:  # then they are expanded once, not in every product
-            object.__setattr__(self, "_expanded", self._expand(slice(None), slice(None)))
         self.tile(1)
+
+    @cached_property
+    def _expanded(self) -> torch.Tensor | None:
+        """All masks as numbers, where there is room to make them once and not in every product."""
+        size = len(self.basis) * 8 * self.bits.shape[1] * self.basis.element_size()
+        return self._expand(slice(None), slice(None)) if 4 * size <= self.max_memory else None
 
     @property
     def norm(self) -> float:

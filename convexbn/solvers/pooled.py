@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from convexbn.patches import Pooling
@@ -40,8 +41,6 @@ class PooledOperator:
     count: int
     pooling: Pooling
     max_memory: int = MAX_MEMORY
-    _kept: list[torch.Tensor] = field(init=False, repr=False, default_factory=list)
-    _masked: list[MaskedOperator] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
         check_count(self.max_memory, "max_memory")
@@ -73,12 +72,10 @@ class PooledOperator:
         few = self.pooling.patches * outputs <= FEW
         return few and not self.keeps and room * self.basis.element_size() <= self.max_memory
 
-    @property
+    @cached_property
     def _of_rows(self) -> MaskedOperator:
         """The same without pooling."""
-        if not self._masked:
-            self._masked.append(MaskedOperator(self.basis, self.bits, self.count, self.max_memory // 2 + self.bits.numel()))
-        return self._masked[0]
+        return MaskedOperator(self.basis, self.bits, self.count, self.max_memory // 2 + self.bits.numel())
 
     def tile(self) -> int:
         """How many images are worked on at a time.
@@ -107,21 +104,18 @@ class PooledOperator:
 
     def features(self, samples: slice) -> torch.Tensor:
         """(images, P (r+1)) the rows of A, written out."""
-        if self.keeps:
-            return self._all_features()[samples]
-        return self._features(samples)
+        return self._all_features[samples] if self.keeps else self._features(samples)
 
     def _features(self, samples: slice) -> torch.Tensor:
         basis = self.basis.view(self.samples, self.pooling.patches, -1)[samples]
         return (self.masks(samples).mT @ basis).mul_(self.pooling.weight).flatten(1)
 
+    @cached_property
     def _all_features(self) -> torch.Tensor:
-        if not self._kept:
-            features = self.basis.new_empty((self.samples, self._width))
-            for samples in self._tiles():
-                features[samples] = self._features(samples)
-            self._kept.append(features)
-        return self._kept[0]
+        features = self.basis.new_empty((self.samples, self._width))
+        for samples in self._tiles():
+            features[samples] = self._features(samples)
+        return features
 
     def forward(self, weights: torch.Tensor) -> torch.Tensor:
         """p sum_i D_i U' S_i, shape (n, C), of `weights` (P, r+1, C)."""

@@ -36,10 +36,6 @@ class Contender:
     takes: Callable[[Problem], str | None] = lambda problem: None
 
 
-def _dense(problem: Problem) -> np.ndarray:
-    return problem.matrix()
-
-
 def _gated_only(problem: Problem) -> str | None:
     return "gated problems only" if problem.cones else None
 

@@ -23,7 +23,7 @@ DEVIATION, NARROW = 2.0**17, 2.0**6
 
 
 def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.Sequential:
-    """Return Sequential(Linear(d, m, bias=False), BatchNorm1d(m), ReLU(), Linear(m, C, bias=False)) with the network's function.
+    """Return Sequential(Linear(d, m, bias=False), BatchNorm1d(m), ReLU(), Linear(m, C, bias=False)) of the network's function, in `eval()`.
 
     A network on patches becomes Sequential(Conv2d, BatchNorm2d, ReLU, AdaptiveAvgPool2d, Flatten, Linear); where it sums over them,
     the number of patches is in the last weights. With `relu_first` the ReLU stands before BatchNorm1d.
@@ -31,7 +31,8 @@ def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.
     In `eval()` it equals `Network.predict`; in `train()` it does so on the full training batch. With lambda = beta, its weight-decay
     objective is L + (beta n / 2)(||weight||^2 + ||bias||^2) of the BatchNorm1d + (beta / 2) ||W_2||^2, equal to the network's, but for sum
     pooling; n is the number of rows of a batch, of all patches where there are any.
-    The momentum of the running statistics is PyTorch's default: a forward pass in `train()` on other data moves them.
+    The momentum of the running statistics is PyTorch's default: a forward pass in `train()` moves them, on the training batch as well,
+    as PyTorch's running variance has n - 1 in place of n.
 
     Parameters
     ----------
@@ -71,7 +72,7 @@ def to_torch(network: Network, *, dtype: torch.dtype | None = None) -> torch.nn.
             raise InputError(f"dtype = {dtype} can't hold {key} of size {np.max(np.abs(value)):.1e}: rescale X, or export in float64")
         state[key] = tensor
     model.load_state_dict(state)
-    return model
+    return model.eval()
 
 
 def _layers(network: Network) -> torch.nn.Sequential:
@@ -148,8 +149,9 @@ def _known(model: Any) -> tuple[Any, Any, Any]:
 
 
 def _whole_images(layers: list[Any]) -> bool:
-    """Whether the last layer reads one number of each channel, as global pooling leaves it, or of each unit."""
-    return bool(layers[-1].in_features == next(layer for layer in layers if hasattr(layer, "running_var")).num_features)
+    """Whether the last layer reads one number of each channel, as global pooling leaves it, or of each unit, and they are as many."""
+    normalised = next(layer for layer in layers if hasattr(layer, "running_var")).num_features
+    return bool(layers[-1].in_features == normalised == len(layers[0].weight))
 
 
 def _patches(layer: Any, X: npt.ArrayLike) -> Patches:

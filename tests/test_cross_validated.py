@@ -74,7 +74,7 @@ def test_a_class_that_a_fold_lacks_keeps_its_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("betas", "message"), [([], "^betas have shape"), ([[1.0]], "^betas have shape"), (0, "^count = 0"), (1.5, "^count = 1.5")]
+    ("betas", "message"), [([], "^betas have shape"), ([[1.0]], "^betas have shape"), (0, "^betas = 0"), (1.5, "^betas = 1.5")]
 )
 def test_bad_betas_are_refused(betas: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

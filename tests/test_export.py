@@ -105,6 +105,15 @@ def test_both_modes_give_the_predictions_of_the_network(dtype: torch.dtype, tole
     assert deviation(outputs_of(model.eval(), rows, dtype), network.predict(rows)) <= tolerance
 
 
+def test_the_module_predicts_new_samples_as_it_comes() -> None:
+    """A first call on other data would otherwise be normalised by them, and move the running statistics."""
+    X, rows = random_data(), random_data(2, samples=40)
+    network = random_network(X, 1)
+    model = to_torch(network)
+    for data in (rows, X, rows):
+        assert deviation(outputs_of(model, data, torch.float64), network.predict(data)) <= 1e-12
+
+
 @pytest.mark.parametrize("name", sorted(set(degenerate_data()) - {"large mean"}))
 def test_both_modes_agree_on_degenerate_data(name: str) -> None:
     X = degenerate_data()[name]
@@ -200,6 +209,7 @@ def other_modules() -> dict[str, tuple[object, str]]:
         "activation first": (nn.Sequential(relu, linear, norm, last), "rebuild"),
         "one layer more": (nn.Sequential(linear, norm, relu, last, nn.ReLU()), "rebuild"),
         "no gains": (nn.Sequential(linear, nn.BatchNorm1d(5, affine=False), relu, last), "affine=True"),
+        "widths that don't meet": (nn.Sequential(nn.Linear(2, 6), norm, relu, last), "rebuild"),
         "output bias": (nn.Sequential(linear, norm, relu, nn.Linear(5, 1)), "bias=False"),
         "several numbers of a channel": (
             nn.Sequential(nn.Conv2d(1, 5, 2), nn.BatchNorm2d(5), relu, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 1, bias=False)),

@@ -17,7 +17,7 @@ from convexbn.losses import Loss
 from convexbn.network import Network
 from convexbn.path import choose_betas, networks_along
 from convexbn.progress import console
-from convexbn.validation import FloatArray, InputError, IntArray
+from convexbn.validation import FloatArray, InputError, IntArray, check_count
 from convexbn.whitening import check_rank
 
 Scorer = Callable[[Any, npt.ArrayLike, npt.ArrayLike], float]
@@ -65,7 +65,7 @@ class CrossValidated(Shell):
         rows, labels = self._validated(X, y)
         targets, loss = self._encoded(labels), self._objective()
         given: Any = self.betas
-        listed, count = (None, given) if np.ndim(given) == 0 else (given, 1)
+        listed, count = (None, check_count(given, "betas")) if np.ndim(given) == 0 else (given, 1)
         ranks = self._ranks()
         self.betas_ = max(
             (choose_betas(rows, targets, listed, count, smallest=self.smallest, loss=loss, rank=rank) for rank in ranks),

@@ -87,6 +87,11 @@ def random_problems(seeds: int = 2) -> list[Problem]:
     return [random_problem(loss, *shapes[k % 10], seed=k) for loss in LOSSES for k in range(10 * seeds)]
 
 
+def wide(samples: int) -> np.ndarray:
+    """Data of rank n - 1."""
+    return np.random.default_rng(samples).standard_normal((samples, samples + 2))
+
+
 def grid(side: int, dimension: int) -> np.ndarray:
     """The points of {0, ..., side - 1}^dimension."""
     return np.stack(np.meshgrid(*[np.arange(float(side))] * dimension), axis=-1).reshape(-1, dimension)
@@ -127,6 +132,13 @@ def lattices(samples: int, features: int) -> st.SearchStrategy[np.ndarray]:
 def listed_price(basis: np.ndarray, v: np.ndarray) -> Price:
     """h(V) by projections on all cones, one by one, for V of shape (n,)."""
     return price_arrangements(basis, v, enumerate_arrangements(basis).active)
+
+
+def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A basis of up to 12 samples and 3 features, and a dual point."""
+    generator = np.random.default_rng(seed)
+    n, d = int(generator.integers(4, 13)), int(generator.integers(1, 4))
+    return whiten(generator.standard_normal((n, d))).basis, generator.standard_normal(n)
 
 
 def needle() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

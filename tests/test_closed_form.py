@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conic_references import optimum_with_outputs
-from problems import LOSSES, Problem, best_of_lbfgs, degenerate_data, grid, objective_after, program_of, random_problem, targets_for
+from problems import LOSSES, Problem, best_of_lbfgs, degenerate_data, grid, objective_after, program_of, random_problem, targets_for, wide
 
 from convexbn.arrangements import enumerate_arrangements
 from convexbn.fit import fit_convex_bn
@@ -24,10 +24,6 @@ SQUARE = {
 each_square = pytest.mark.parametrize("X", SQUARE.values(), ids=list(SQUARE))
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
 fractions = pytest.mark.parametrize("fraction", [0.01, 0.3, 0.95])
-
-
-def wide(samples: int) -> np.ndarray:
-    return np.random.default_rng(samples).standard_normal((samples, samples + 2))
 
 
 def solved(problem: Problem, fraction: float = 0.1) -> tuple[Solution, Whitening, Program, float]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memory import Peak
 from problems import degenerate_problems, lattices, program_of
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from convexbn.arrangements import sample_arrangements
 from convexbn.solvers.conic import conic_matrices
@@ -86,30 +83,6 @@ def test_a_subset_is_the_operator_of_those_arrangements(max_memory: int):
     only[chosen] = weights[chosen]
     assert smaller.forward(weights[chosen]).numpy() == pytest.approx(operator.forward(only).numpy(), abs=1e-13)
     assert smaller.adjoint(residual).numpy() == pytest.approx(operator.adjoint(residual)[chosen].numpy(), abs=1e-13)
-
-
-class Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors that live at once among those made inside, not of those that are `present`."""
-
-    def __init__(self, *present: torch.Tensor) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known = {tensor.untyped_storage()._cdata for tensor in present}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            storage = leaf.untyped_storage() if isinstance(leaf, torch.Tensor) else None
-            if storage is not None and storage._cdata not in self.known:
-                self.known.add(storage._cdata)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        return out
-
-    def _gone(self, address: int, size: int) -> None:
-        self.known.discard(address)
-        self.now -= size
 
 
 @pytest.mark.parametrize("max_memory", [400_000, 1_500_000])

@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import degenerate_data, lattices, listed_price, needle
+from problems import degenerate_data, lattices, listed_price, needle, random_case
 
 from convexbn.pricing import random_directions
 from convexbn.pricing.polynomials import Lifted, Monomials, SphereMoments
 from convexbn.whitening import whiten
-
-
-def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A basis of up to 12 samples and 3 features, and a dual point."""
-    generator = np.random.default_rng(seed)
-    n, d = int(generator.integers(4, 13)), int(generator.integers(1, 4))
-    return whiten(generator.standard_normal((n, d))).basis, generator.standard_normal(n)
 
 
 def some_bound(basis: np.ndarray, v: np.ndarray, seed: int, half: int = 2) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_masked import Peak
+from memory import Peak
 
 from convexbn.patches import Pooling
 from convexbn.solvers.masked import MaskedOperator, gated_bits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import degenerate_data, lattices, listed_price, needle
+from problems import degenerate_data, lattices, listed_price, needle, random_case
 
 from convexbn.pricing import (
     Relaxation,
@@ -33,13 +33,6 @@ seeds = st.integers(0, 10**6)
 def relaxed(basis: np.ndarray, v: np.ndarray, direction: np.ndarray) -> float:
     """The bound for both signs from one direction."""
     return bound_by_relaxation(basis, v, np.stack([direction, direction]), BOTH)
-
-
-def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A basis of up to 12 samples and 3 features, and a dual point."""
-    generator = np.random.default_rng(seed)
-    n, d = int(generator.integers(4, 13)), int(generator.integers(1, 4))
-    return whiten(generator.standard_normal((n, d))).basis, generator.standard_normal(n)
 
 
 def random_region(basis: np.ndarray, seed: int) -> tuple[Region, np.ndarray]:

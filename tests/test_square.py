@@ -3,16 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conic_references import optimum_with_outputs
+from problems import wide
 
 from convexbn import Evidence, Softmax, Squared, beta_max, certify, enumerate_arrangements, fit_convex_bn, whiten
 from convexbn.pricing import known_price, price_dual, price_square, price_square_outputs
 
 SIZES = pytest.mark.parametrize("n", [2, 4, 7])
-
-
-def wide(samples: int) -> np.ndarray:
-    """Data of rank n - 1."""
-    return np.random.default_rng(samples).standard_normal((samples, samples + 2))
 
 
 def best_of_orthants(v: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import degenerate_data, lattices, listed_price, needle
+from problems import degenerate_data, lattices, listed_price, needle, random_case
 
 from convexbn.pricing import Price, Relaxation, bound_by_boxes, bound_by_relaxation, bound_by_tree, price_everywhere, random_directions
 from convexbn.pricing import tree as module
@@ -17,13 +17,6 @@ from convexbn.whitening import whiten
 
 TOLERANCE = 0.01
 each_data = pytest.mark.parametrize("X", degenerate_data().values(), ids=list(degenerate_data()))
-
-
-def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A basis of up to 12 samples and 3 features, and a dual point."""
-    generator = np.random.default_rng(seed)
-    n, d = int(generator.integers(4, 13)), int(generator.integers(1, 4))
-    return whiten(generator.standard_normal((n, d))).basis, generator.standard_normal(n)
 
 
 def by_tree(basis: np.ndarray, v: np.ndarray, price: Price, *, tolerance: float = TOLERANCE, seconds: float = 20.0) -> float:

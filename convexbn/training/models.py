@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from convexbn.devices import check_device
 from convexbn.losses import Loss, get_loss
+from convexbn.training.decoupled import NORMS
 from convexbn.training.descent import Plan, descend
 from convexbn.training.losses import check_torch_loss, torch_loss
 from convexbn.training.methods import SGD, Method
 from convexbn.validation import FloatArray, InputError, check_positive, check_targets
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 BATCH = 1000  # in evaluation, where batches only bound the memory
 Penalty = Callable[[], Tensor | float]
 

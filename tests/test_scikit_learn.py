@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +16,9 @@ from convexbn.estimators import ConvexBNClassifier, ConvexBNClassifierCV, Convex
 CHECKED = (ConvexBNRegressor(**SLIDING), ConvexBNClassifier(**SLIDING), ConvexBNRegressorCV(**FOLDS), ConvexBNClassifierCV(**FOLDS))
 
 
-def checks_of_scikit_learn(array_api: bool) -> list[Any]:
-    """Its checks of all estimators; those of the array API need an environment variable before SciPy is imported."""
+def checks_of_scikit_learn() -> list[Any]:
+    """Its checks of all estimators; those of the array API alone where SciPy is told of that, as it has to be before it is imported."""
+    array_api = "SCIPY_ARRAY_API" in os.environ
     pairs = [pair for estimator in CHECKED for pair in estimator_checks_generator(estimator)]
     named = [(f"{type(estimator).__name__}, {name_of(check)}", estimator, check) for estimator, check in pairs]
     return [pytest.param(estimator, check, id=name) for name, estimator, check in named if ("array_api" in name) == array_api]
@@ -31,21 +31,15 @@ def name_of(check: Any) -> str:
 
 
 @pytest.mark.usefixtures("rough")
-@pytest.mark.parametrize(("estimator", "check"), checks_of_scikit_learn(array_api=False))
+@pytest.mark.parametrize(("estimator", "check"), checks_of_scikit_learn())
 def test_check_of_scikit_learn(estimator: Any, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convexbn.path.PREDICTION_ROUNDS", 1)
+    for name, value in {"PREDICTION_ROUNDS": 1, "PREDICTIONS": 1e-12}.items():  # as in SLIDING
+        monkeypatch.setattr(f"convexbn.path.{name}", value)
+    monkeypatch.setattr("convexbn.choices._solver_of", lambda *_: SLIDING["solver"])
     check(estimator)
 
 
 def test_array_api_dispatch_changes_nothing() -> None:
-    steps = (
-        "import test_scikit_learn as t, estimator_data as d, convexbn.fit as f",
-        "f.certify_on = d.unproved",
-        "c = t.checks_of_scikit_learn(True)",
-        "[one.values[1](one.values[0]) for one in c]",
-        "print(len(c))",
-    )
-    script = "; ".join(steps)
-    folder = Path(__file__).parent
-    environment = {**os.environ, "SCIPY_ARRAY_API": "1", "PYTHONPATH": os.pathsep.join(map(str, (folder, folder.parent)))}
-    assert subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True).stdout == "4\n"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "test_check_of_scikit_learn"]
+    result = subprocess.run(command, env={**os.environ, "SCIPY_ARRAY_API": "1"}, capture_output=True, text=True)
+    assert (result.returncode, result.stdout[:5]) == (0, "....\x20"), result.stdout

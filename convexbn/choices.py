@@ -16,6 +16,7 @@ from convexbn.validation import FloatArray, InputError, check_count, check_posit
 from convexbn.whitening import Whitening
 
 BETA_FRACTION = 0.1  # of beta_max, where beta is None
+ROUNDING = 1e-12  # a beta_max below this fraction of the gradient at 0 is a sum that should vanish
 ENUMERATE_UP_TO = 1_000  # arrangements, by Cover's bound; beyond that the global solver needs no list, and a conic one a sample
 SAMPLE_SIZE = 50  # arrangements
 # Entries 2 P n (r+1) of the matrix of cones, up to which an interior-point method is quicker than the active set: smooth losses, kinks.
@@ -27,6 +28,11 @@ def choose_beta(beta: float | None, fraction: float, largest: float) -> float:
     if beta is not None:
         return check_positive(beta, "beta")
     return check_positive(fraction, "fraction") * largest or 1.0
+
+
+def without_rounding(largest: float, gradient: float) -> float:
+    """beta_max, of a gradient at 0 of that length; 0 where it is nothing but rounding, as of targets that cancel on equal samples."""
+    return largest if largest > ROUNDING * gradient else 0.0
 
 
 def few_arrangements(whitening: Whitening) -> bool:

@@ -13,7 +13,15 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, certify_on
-from convexbn.choices import BETA_FRACTION, check_arrangements, choose_arrangements, choose_beta, choose_solver, few_arrangements
+from convexbn.choices import (
+    BETA_FRACTION,
+    check_arrangements,
+    choose_arrangements,
+    choose_beta,
+    choose_solver,
+    few_arrangements,
+    without_rounding,
+)
 from convexbn.export import to_torch
 from convexbn.features import Features, extract, stack
 from convexbn.losses import Loss, get_loss
@@ -31,9 +39,6 @@ from convexbn.whitening import Whitening
 
 if TYPE_CHECKING:
     import torch
-
-# A beta_max below this fraction of the gradient at 0 is a sum that should vanish.
-ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -265,10 +270,9 @@ def _whitened(
 
 
 def _beta_max(whitening: Whitening, y: FloatArray, loss: Loss, arrangements: Arrangements | None, pooling: Pooling) -> float:
-    """The smallest beta with the zero network as optimum; 0 where it is nothing but rounding."""
+    """The smallest beta with the zero network as optimum."""
     pull = _pull(y, loss, pooling)
-    price = _price_of(pull, whitening, arrangements)
-    return price if price > ROUNDING * np.linalg.norm(pull) else 0.0
+    return without_rounding(_price_of(pull, whitening, arrangements), float(np.linalg.norm(pull)))
 
 
 def _pull(y: FloatArray, loss: Loss, pooling: Pooling) -> FloatArray:

@@ -256,6 +256,15 @@ def test_no_more_is_drawn_than_there_can_be() -> None:
     assert len(listed) - 2 <= len(sampled) <= len(listed)  # thin cells are rarely hit
 
 
+@pytest.mark.parametrize("fit", [fit_convex_bn, fit_post_bn, lambda X, y: fit_gated_bn(X, y, gates=5)])
+def test_targets_that_cancel_on_equal_samples_have_no_beta_max(fit: Callable[..., Any]) -> None:
+    """Their sums are 1e-17 by rounding, and a share of that is no beta: the zero network is optimal for every one."""
+    found = fit([[0.0, 1.0]] * 3 + [[1.0, 1.0]] * 2, [0.1, 0.2, -0.3, 0.7, -0.7])
+    assert found.beta_max == 0.0
+    assert found.certificate.objective == pytest.approx(0.56, rel=1e-14)
+    assert found.certificate.gap <= 1e-14
+
+
 @pytest.mark.parametrize("unit", [1e200, 1e300, 1e-200])
 def test_a_network_on_data_of_another_size_and_its_collapse(unit: float) -> None:
     """Batch statistics don't overflow: the network has the same objective, as its first layer has no scale."""

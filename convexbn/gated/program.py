@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convexbn.choices import without_rounding
 from convexbn.gated.penalties import GroupNorm, Penalty
 from convexbn.judge import best_scale
 from convexbn.losses import Loss, of_unit_size
@@ -149,4 +150,5 @@ class GatedProgram:
 
     def beta_max(self) -> float:
         """The smallest beta for which no gate carries weight."""
-        return self.price(-self.loss.gradient(np.zeros_like(self.y), self.y))
+        pull = -self.loss.gradient(np.zeros_like(self.y), self.y)
+        return without_rounding(self.price(pull), self.shards.total_over_samples(float(np.sum(pull**2))) ** 0.5)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, Evidence
-from convexbn.choices import BETA_FRACTION, ENUMERATE_UP_TO, choose_beta
+from convexbn.choices import BETA_FRACTION, ENUMERATE_UP_TO, choose_beta, without_rounding
 from convexbn.export import to_torch
 from convexbn.judge import best_scale, dual_values, residuals
 from convexbn.losses import Loss, Squared, get_loss
@@ -112,7 +112,7 @@ def fit_post_bn(
     targets = the_loss.check(check_targets(y, len(data)))
     reach = _reach(data, targets, arrangements, seed, closed=solver == "auto")
     pull = -the_loss.gradient(np.zeros(targets.shape), targets)
-    largest = reach.price(pull)
+    largest = without_rounding(reach.price(pull), float(np.linalg.norm(pull)))
     strength = choose_beta(beta, fraction, largest)
     dual: FloatArray | None = pull
     if strength >= largest:

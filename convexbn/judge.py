@@ -29,9 +29,9 @@ from convexbn.pricing import (
 )
 from convexbn.pricing.dual_point import improve_dual
 from convexbn.pricing.factored import FactoredTraining
-from convexbn.pricing.joint import JointTraining, fits_jointly
+from convexbn.pricing.joint import JointTraining, fits_jointly, joint_size
 from convexbn.pricing.local import OnCPU, normalised
-from convexbn.pricing.moments import MomentTraining, fits
+from convexbn.pricing.moments import MomentTraining, fits, moment_size
 from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining
 from convexbn.pricing.outputs import OUTPUTS
 from convexbn.threads import LARGE
@@ -41,10 +41,11 @@ from convexbn.validation import FloatArray
 PROOF_GAP = 1e-3
 HOPELESS_GAP = 0.1  # with many columns, for a better dual point
 FAR_GAP = 0.1  # from the estimate, after half of the time that boxes have; from nearer by, the other half takes them further than moments
-TREE_GAP = 0.01  # with many columns; beyond it products of samples win more than splitting the sphere or moments of degree 6
+TREE_GAP = 0.01  # with many columns; beyond it products of samples win more than splitting the sphere
 DUAL_STEPS = (100, 400)
 HALVES = (2, 3)  # half the degree of moments
 IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut the gap by less than that share
+HASTY, CLOSE_GAP = 0.1, 0.02  # where a higher degree follows, at the first look that cuts it by less than the one, but from the other on
 FEW_LOOKS = 2  # of a factored training, of which each is a descent
 FINE = 0.2  # of the gap, for the price of several outputs when all else has been done
 FIRST = 0.25  # of the time, at most, for the price of each candidate
@@ -178,24 +179,25 @@ class Judge:
         return self._by_training(training, found, objective)
 
     def _by_moments(self, found: Bound, objective: float) -> Bound:
-        """The best bound of the training problem relaxed to moments of degree 4, then 6, for few columns.
+        """The best bound of the training problem relaxed to moments of degree 4, then of 6 from where these have come, for few columns.
 
-        Joint moments win more than degree 6 where degree 4 leaves percents, and less where it leaves parts of a thousand.
+        Where the matrix of degree 6 is larger than that of joint moments, these win more.
         """
-        rows, width = self.basis.shape
-        joint = self.pooling.patches == 1 and fits_jointly(rows, width)
-        for half in HALVES:
-            gap = objective - found.proved
-            better = joint and half > HALVES[0] and gap > TREE_GAP * objective
-            if gap > PROOF_GAP * objective and self.left > 0.0 and not better and fits(rows, width, half):
-                found = self._by_moments_of(half, found, objective)
-        return found
-
-    def _by_moments_of(self, half: int, found: Bound, objective: float) -> Bound:
         directions, outputs = self.neurons
         neurons = directions.T, outputs.reshape(len(outputs))
-        training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=half, pooling=self.pooling)
-        return self._by_training(training, found, objective)
+        rows, width = self.basis.shape
+        most = joint_size(rows, width) if self.pooling.patches == 1 and fits_jointly(rows, width) else np.inf
+        halves = [half for half in HALVES if half == HALVES[0] or (fits(rows, width, half) and moment_size(width, half) <= most)]
+        training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=halves[0], pooling=self.pooling)
+        if len(halves) > 1:
+            found = self._by_training(training, found, objective, patience=1, least=HASTY)
+        if len(halves) == 1 or objective - found.proved <= CLOSE_GAP * objective:
+            found = self._by_training(training, found, objective)
+        for _ in halves[1:]:
+            if objective - found.proved > PROOF_GAP * objective and self.left > 0.0:
+                training = training.raised()
+                found = self._by_training(training, found, objective)
+        return found
 
     def _by_factors(self, found: Bound, objective: float) -> Bound:
         """The best bound of the training problem relaxed to second moments, for many samples."""
@@ -211,14 +213,14 @@ class Judge:
         training = JointTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs.reshape(len(outputs)))
         return self._by_training(training, found, objective, patience=np.inf)
 
-    def _by_training(self, training: Training, found: Bound, objective: float, *, patience: float = PATIENCE) -> Bound:
-        """The best bound on the way, as long as the gap gets smaller by percents."""
+    def _by_training(self, training: Training, found: Bound, objective: float, *, patience: float = PATIENCE, least: float = IDLE) -> Bound:
+        """The best bound on the way, until so many looks in turn have cut the gap by less than that share."""
         idle, best = 0, -np.inf
         while idle < patience and self.left > 0.0 and objective - found.proved > PROOF_GAP * objective:
             training.advance(self.deadline)
             v = -self.loss.project(-training.dual, self.y)
             better = self.scaled(v, replace(found.price, lower=0.0, upper=training.price(v)))
-            idle = 0 if better.proved - best > IDLE * (objective - better.proved) else idle + 1
+            idle = 0 if better.proved - best > least * (objective - better.proved) else idle + 1
             best = max(best, better.proved)
             found = max(found, better, key=lambda bound: bound.proved)
         return found
@@ -239,9 +241,9 @@ class Judge:
             return self.scaled(v, replace(price, upper=upper))
 
         found = max(found, searched(0.5 * self.left), key=lambda bound: bound.proved)
-        halves = [half for half in HALVES if fits(len(rows), self.basis.shape[1], half)]
-        if halves and self.pooling.patches == 1 and self.best_estimate - found.proved > FAR_GAP * objective:
-            found = self._by_moments_of(halves[-1], found, objective)
+        near = self.best_estimate - found.proved <= FAR_GAP * objective
+        if not near and self.pooling.patches == 1 and fits(len(rows), self.basis.shape[1], HALVES[0]):
+            found = self._by_moments(found, objective)
         if objective - found.proved > PROOF_GAP * objective and self.left > 0.0:
             found = max(found, searched(self.left), key=lambda bound: bound.proved)
         return found

@@ -55,22 +55,31 @@ def test_moments_take_over_from_boxes_that_are_far_from_the_estimate(monkeypatch
         certify(X, y, network, beta=0.3 * beta, seconds=10.0)
 
 
-def test_joint_moments_take_what_moments_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Degree 4 is begun and, with no patience, left at once; degree 6 is passed over where percents are left."""
+@pytest.mark.parametrize(("size", "halves"), [(95, [2]), (1_000, [2, 3])], ids=["smaller", "larger"])
+def test_joint_moments_take_what_moments_leave(size: int, halves: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Degree 6 begins where degree 4 has come, unless its matrix is larger than the joint one; with no patience that is next."""
     X, y, network, beta = problem(1, 9)
     begun: list[int] = []
     moments = judge.MomentTraining
 
-    def counted(*arguments: Any, half: int, **settings: Any) -> Any:
-        begun.append(half)
-        return moments(*arguments, half=half, **settings)
+    class Counted(moments):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, half: int, **settings: Any) -> None:
+            begun.append(half)
+            super().__init__(*arguments, half=half, **settings)
 
+        def raised(self) -> Any:
+            begun.append(self.half + 1)
+            return super().raised()
+
+    monkeypatch.setattr(judge, "HASTY", 1.0)
     monkeypatch.setattr(judge, "PATIENCE", 0)
-    monkeypatch.setattr(judge, "MomentTraining", counted)
+    assert judge.joint_size(30, 10) == 95
+    monkeypatch.setattr(judge, "joint_size", lambda rows, width: size)
+    monkeypatch.setattr(judge, "MomentTraining", Counted)
     monkeypatch.setattr(judge, "JointTraining", forbidden)
     with pytest.raises(AssertionError, match="time"):
         certify(X, y, network, beta=0.3 * beta, seconds=100.0)
-    assert begun == [2]
+    assert begun == halves
 
 
 def test_what_is_left_of_the_time_goes_to_finer_cuts(monkeypatch: pytest.MonkeyPatch) -> None:

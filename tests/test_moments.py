@@ -60,6 +60,33 @@ def test_higher_degrees_are_tighter() -> None:
     assert gaps[2] >= -1e-9 * best
 
 
+def test_raised_moments_begin_where_lower_ones_have_come() -> None:
+    """With their dual point and polynomials, at prices that hold; and a look from there is nearer than several from the network."""
+    _, y, fit = small_fit(Squared(), 0.05)
+    basis, beta = fit.whitening.basis, fit.program.beta
+    neurons = fit.solution.directions, fit.solution.outputs[:, 0]
+
+    def gap(training: MomentTraining) -> float:
+        v, price = training.dual, training.price(training.dual)
+        assert price >= listed_price(basis, v).lower
+        return fit.certificate.objective + Squared().conjugate(-min(1.0, beta / price) * v, y)
+
+    lower, fresh = (MomentTraining(basis, y, Squared(), beta, *neurons, half=half) for half in (2, 3))
+    for _ in range(8):
+        lower.advance(FOREVER)
+    raised = lower.raised()
+    assert np.array_equal(raised.dual, lower.dual)
+    for one, other in ((lower.excess.right, raised.excess.right), (lower.excess.left, raised.excess.left)):
+        polynomials = lower.step * one @ lower.hankel, raised.step * other @ raised.hankel
+        assert np.allclose(polynomials[0], polynomials[1][..., :5], atol=1e-12)
+        assert np.all(polynomials[1][..., 5:] == 0.0)
+    assert gap(raised) < 1.2 * gap(lower)
+    raised.advance(FOREVER)
+    for _ in range(2):
+        fresh.advance(FOREVER)
+    assert gap(raised) < min(gap(lower), gap(fresh))
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_the_price_is_an_upper_bound_for_any_dual_point(seed: int) -> None:
     """Against exact enumeration: at its own dual point, at another one, and after a single iteration."""

@@ -52,6 +52,27 @@ def test_moments_of_a_direction(width: int, half: int) -> None:
     assert np.allclose(moments.adjoint(moments.represented(anything)), anything, atol=1e-13)
 
 
+@pytest.mark.parametrize(("width", "half"), [(2, 2), (3, 3)])
+def test_moments_and_matrices_of_lower_degree(width: int, half: int) -> None:
+    generator = np.random.default_rng(width)
+    lower, higher = SphereMoments(width, half - 1), SphereMoments(width, half)
+    s = random_directions(1, width, (1,))
+    matrix = generator.standard_normal((len(lower.features(s)[0]),) * 2)
+    matrix += matrix.T
+    embedded = higher.embedded(matrix)
+    assert np.array_equal(embedded, embedded.T)
+    phi, more = lower.features(s)[0], higher.features(s)[0]
+    assert more @ embedded @ more == pytest.approx(phi @ matrix @ phi)
+    guess = generator.standard_normal(higher.count)
+    assert np.allclose(higher.read(higher.matrix(guess)), guess)
+    wanted, known = (lower.read(np.outer(x, x)) for x in (phi, lower.features(-0.5 * s)[0]))
+    exact = higher.read(np.outer(more, more))
+    assert np.allclose(higher.completed(wanted, exact), exact)
+    again = higher.completed(known, guess)
+    assert np.allclose(higher.completed(known, again), again)
+    assert np.allclose(higher.completed(wanted, again) - again, higher.completed(wanted - known, np.zeros(higher.count)))
+
+
 @pytest.mark.parametrize(("width", "half"), [(2, 1), (3, 2), (4, 3)])
 def test_powers_of_samples(width: int, half: int) -> None:
     """Of moments of a direction they are those of its images; polynomials and rows say the same the other way."""

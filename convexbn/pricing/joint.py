@@ -19,7 +19,12 @@ SIZE, COLUMNS = 1_000, 14  # of the joint matrix, and of the basis: beyond that 
 
 def fits_jointly(samples: int, width: int) -> bool:
     """Whether the joint matrix is small enough for some hundred eigen-decompositions."""
-    return width <= COLUMNS and samples + width * (width + 3) // 2 <= SIZE
+    return width <= COLUMNS and joint_size(samples, width) <= SIZE
+
+
+def joint_size(samples: int, width: int) -> int:
+    """Rows of the joint matrix."""
+    return samples + width * (width + 3) // 2
 
 
 class _Parts(NamedTuple):

@@ -124,6 +124,27 @@ class SphereMoments:
         even = self.top.adjoint(matrix[:k, :k]) + self.lowered.T @ self.bottom.adjoint(matrix[k:, k:])
         return np.concatenate([even, 2.0 * self.mixed.adjoint(matrix[:k, k:])])
 
+    def read(self, matrix: FloatArray) -> FloatArray:
+        """The moments (count,) in a matrix (N, N): the mean where it says something twice."""
+        k = self.split
+        return np.concatenate([self.top.adjoint(matrix[:k, :k]), self.mixed.adjoint(matrix[:k, k:])])
+
+    def completed(self, lower: FloatArray, guess: FloatArray) -> FloatArray:
+        """The moments (count,) nearest to a guess that have the given ones of 2 degrees less."""
+        from scipy.sparse.linalg import spsolve
+
+        parts, size, odd = [], self.lowered.shape[0], Monomials(self.width, 2 * self.half - 3).raised()
+        pairs = ((self.lowered, lower[:size], guess[: self.top.size]), (odd, lower[size:], guess[self.top.size :]))
+        for raising, wanted, part in pairs:
+            parts.append(part + raising.T @ spsolve((raising @ raising.T).tocsc(), wanted - raising @ part))
+        return np.concatenate(parts)
+
+    def embedded(self, matrix: FloatArray) -> FloatArray:
+        """The matrix A', (N, N), with phi^T A' phi equal to the same of a matrix A with the phi of one degree less."""
+        raising = Monomials(self.width, self.half - 2).raised()
+        k = len(self.parts[1].counts)
+        return self._joined(raising.T @ (raising.T @ matrix[k:, k:]).T, raising.T @ matrix[k:, :k], matrix[:k, :k])
+
     def represented(self, polynomial: FloatArray) -> FloatArray:
         """A matrix A, (N, N), with phi^T A phi equal to the polynomial (count,)."""
         even, odd = polynomial[: self.top.size], polynomial[self.top.size :]
@@ -159,29 +180,36 @@ class Lifted:
     @cached_property
     def one(self) -> FloatArray:
         """The polynomial 1, (count,)."""
-        above = np.zeros((1, *self.powers(np.zeros((1, self.moments.count))).shape[1:]))
-        above[0, 0, 0] = 1.0
-        return np.asarray(self.polynomials(above)[0])
+        parts = [np.zeros((1, table.shape[1])) for table in self.tables]
+        parts[0][:] = 1.0
+        return np.asarray(self.joined(parts)[0])
+
+    def lowered(self, moments: FloatArray) -> list[FloatArray]:
+        """The moments (k, N_p) of each degree p = 0..2 half in moments (k, count)."""
+        parts = [moments[:, self.moments.top.size :], moments[:, : self.moments.top.size]]
+        for raising in reversed(self.raises):
+            parts.insert(0, np.asarray((raising @ parts[1].T).T))
+        return parts
+
+    def joined(self, parts: list[FloatArray]) -> FloatArray:
+        """The sum of homogeneous polynomials (k, N_p), p = 0..2 half, as coefficients (k, count): the adjoint of `lowered`."""
+        raised = list(parts)
+        for p, raising in enumerate(self.raises):
+            raised[p + 2] = raised[p + 2] + (raising.T @ raised[p].T).T
+        return np.concatenate([raised[-1], raised[-2]], axis=1)
 
     def powers(self, moments: FloatArray) -> FloatArray:
         """E tau_i^p, (k, n, 2 half + 1), of moments (k, count)."""
-        top, size = 2 * self.half, self.moments.top.size
-        lowered = {top: moments[:, :size].T, top - 1: moments[:, size:].T}
-        for p in reversed(range(top - 1)):
-            lowered[p] = self.raises[p] @ lowered[p + 2]
-        return np.stack([lowered[p].T @ table.T for p, table in enumerate(self.tables)], axis=-1)
+        return np.stack([part @ table.T for part, table in zip(self.lowered(moments), self.tables, strict=True)], axis=-1)
 
     def polynomials(self, above: FloatArray) -> FloatArray:
         """sum_ip above_ip tau_i^p, coefficients (k, count), for (k, n, 2 half + 1): the adjoint of `powers`."""
-        parts = [above[:, :, p] @ table for p, table in enumerate(self.tables)]
-        for p, raising in enumerate(self.raises):
-            parts[p + 2] += (raising.T @ parts[p].T).T
-        return np.concatenate([parts[-1], parts[-2]], axis=1)
+        return self.joined([above[:, :, p] @ table for p, table in enumerate(self.tables)])
 
     def rows(self, even: int, odd: int, some: slice = slice(None)) -> FloatArray:
-        """(k, p, N): tau_i^p, p up to the larger of two degrees, as polynomials of one or the other, for some samples."""
+        """(k, P, N): the powers tau_i^p up to an even and an odd degree as polynomials of these degrees, for some samples."""
         found, sizes = [], [Monomials(self.moments.width, degree).size for degree in (even, odd)]
-        for p in range(max(even, odd) + 1):
+        for p in (p for p in range(max(even, odd) + 1) if p <= (odd if p % 2 else even)):
             part = self.tables[p][some]
             for lower in range(p, odd if p % 2 else even, 2):
                 part = part @ self.raises[lower]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,27 +16,44 @@ if TYPE_CHECKING:
 
 LARGE = 2_000_000  # entries of a basis from which BLAS keeps all its threads
 
+_lock, _inside = threading.Lock(), set[object]()
+_limits: list[tuple[ThreadpoolController, Any]] = []  # of BLAS, those of libraries that came later after the others
+
 
 @contextmanager
 def few_threads(entries: int) -> Iterator[None]:
     """Hold BLAS and PyTorch to one thread inside, for a basis of so many entries, unless it is large.
 
     Searches and proofs call it tens of thousands of times on small matrices; beside another busy process, threads that wait for
-    each other made such calls five times slower.
+    each other made such calls five times slower. BLAS has its number for the whole process: where several threads of it come here, it
+    has one thread from the first that enters until the last has left, and then what it had.
     """
     if entries >= LARGE:
         yield
         return
-    with _libraries(len(sys.modules)).limit(limits=1):
-        yield
+    blas, openmp = _libraries(len(sys.modules))
+    me = object()
+    try:
+        with _lock:
+            _inside.add(me)
+            if not _limits or _limits[-1][0] is not blas:
+                _limits.append((blas, blas.limit(limits=1)))
+        with openmp.limit(limits=1):
+            yield
+    finally:
+        with _lock:
+            _inside.discard(me)
+            while _limits and not _inside:
+                _limits.pop()[1].restore_original_limits()
 
 
 @lru_cache(maxsize=1)
-def _libraries(modules: int) -> ThreadpoolController:
-    """The libraries with threads in this process; looking for them takes a millisecond, and only imports bring new ones."""
+def _libraries(modules: int) -> tuple[ThreadpoolController, ThreadpoolController]:
+    """BLAS and OpenMP in this process; looking for them takes a millisecond, and only imports bring new ones."""
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()
+    found = ThreadpoolController()
+    return found.select(user_api="blas"), found.select(user_api="openmp")
 
 
 def _cores() -> int:

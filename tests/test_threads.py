@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from threading import Barrier, get_ident
 
 import numpy as np
@@ -23,6 +26,44 @@ def test_small_work_has_one_thread_and_large_work_keeps_its_threads():
     with few_threads(LARGE):
         assert (torch.get_num_threads(), threadpool_info()) == before
     assert (torch.get_num_threads(), threadpool_info()) == before
+
+
+OVERLAP = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event
+import numpy, scipy.linalg
+from threadpoolctl import threadpool_info
+from convexbn.threads import few_threads
+
+entered, left = Barrier(2, timeout=10.0), Event()
+blas = lambda: {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+def first():
+    with few_threads(1):
+        entered.wait()
+        entered.wait()
+    left.set()
+
+def second():
+    entered.wait()
+    with few_threads(1):
+        entered.wait()
+        left.wait(10.0)
+        return blas()
+
+before = blas()
+with ThreadPoolExecutor(2) as pool:
+    inside = [pool.submit(task) for task in (first, second)][1].result()
+print(before, inside, blas())
+"""
+
+
+def test_threads_that_overlap_leave_blas_as_it_was():
+    """The second to come finds the limit of the first, and would leave it to the process for good."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[1])}
+    answer = subprocess.run([sys.executable, "-c", OVERLAP], env=environment, capture_output=True, text=True, check=True)
+    cores = min(2, os.cpu_count() or 1)
+    assert answer.stdout == f"{ {cores} } { {1} } { {cores} }\n"
 
 
 def test_libraries_are_looked_for_again_after_an_import(monkeypatch: pytest.MonkeyPatch):

@@ -48,7 +48,7 @@ IDLE, PATIENCE = 0.02, 6  # a relaxed training ends after so many looks that cut
 HASTY, CLOSE_GAP = 0.1, 0.02  # where a higher degree follows, at the first look that cuts it by less than the one, but from the other on
 FEW_LOOKS = 2  # of a factored training, of which each is a descent
 FINE = 0.2  # of the gap, for the price of several outputs when all else has been done
-FIRST = 0.25  # of the time, at most, for the price of each candidate
+FIRST = 0.25  # of the time, or SHORT where that is more, at most, for the price of each candidate
 # Seconds that it has anyway, so that a budget of 0 leaves the proof to the relaxation; no more with several outputs: other proofs win more.
 SHORT = 1.0
 STARTS, SEED = 2000, (1,)  # of the search that the estimate rests on, with one output
@@ -98,7 +98,7 @@ class Judge:
     ) -> None:
         self.deadline, self.device = time.perf_counter() + seconds, device
         self.factored = y.ndim == 1 and basis.size >= LARGE and np.isfinite(loss.smoothness)
-        self.patience = SHORT + FIRST * seconds if y.ndim == 1 and not self.factored else SHORT
+        self.patience = max(SHORT, FIRST * seconds) if y.ndim == 1 and not self.factored else SHORT
         self.basis, self.y, self.loss, self.beta, self.arrangements = basis, y, loss, beta, arrangements
         self.network, self.pooling, self.activations = network, network.pooling, network.activations(data)
         self.neurons = basis.T @ network.hidden(data), network.outputs

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import degenerate_data
+from problems import degenerate_data, listed_price, random_case
 
 from convexbn.pricing import boxes as module
 from convexbn.whitening import whiten
@@ -95,3 +95,19 @@ def test_a_search_goes_on_where_it_stopped() -> None:
     assert bounds == sorted(bounds, reverse=True)
     assert bounds[0] > 1.1 * attained >= bounds[-1] >= attained
     assert module.bound_by_boxes(basis, v, attained, tolerance=0.1, seconds=60.0) <= 1.1 * attained
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_boxes_close_in_on_the_exact_price(seed: int) -> None:
+    basis, v = random_case(seed)
+    exact = listed_price(basis, v)
+    bound = max(module.bound_by_boxes(basis, side, exact.lower, tolerance=1e-3, seconds=60.0) for side in (v, -v))
+    assert exact.lower <= bound <= exact.lower * (1.0 + 1e-3)
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 0.05])
+def test_boxes_stopped_early_still_bound(seconds: float) -> None:
+    basis, v = random_case(3)
+    exact = listed_price(basis, v)
+    found = max(module.bound_by_boxes(basis, side, exact.lower, tolerance=1e-9, seconds=seconds) for side in (v, -v))
+    assert exact.lower <= found <= np.linalg.norm(v) * (1.0 + 1e-9)

@@ -85,14 +85,6 @@ def test_relaxation_is_never_below_the_exact_price(seed: int) -> None:
     assert relaxed(basis, v, random_directions(1, basis.shape[1], (seed,))[0]) >= exact.lower
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_boxes_close_in_on_the_exact_price(seed: int) -> None:
-    basis, v = random_case(seed)
-    exact = listed_price(basis, v)
-    bound = max(bound_by_boxes(basis, side, exact.lower, tolerance=1e-3, seconds=60.0) for side in (v, -v))
-    assert exact.lower <= bound <= exact.lower * (1.0 + 1e-3)
-
-
 @pytest.mark.parametrize("name", degenerate_data())
 def test_both_bounds_hold_on_degenerate_data(name: str) -> None:
     basis = whiten(degenerate_data()[name]).basis
@@ -120,14 +112,6 @@ def test_a_needle_that_the_search_misses_stays_below_the_bounds() -> None:
     assert v @ np.maximum(basis @ far_away, 0.0) < 0.1 * worst
     assert relaxed(basis, v, far_away) >= worst * (1.0 - 1e-6)
     assert bound_by_boxes(basis, v, 1e-9, tolerance=1e-3, seconds=0.5) >= worst * (1.0 - 1e-6)
-
-
-@pytest.mark.parametrize("seconds", [1e-9, 0.05])
-def test_boxes_stopped_early_still_bound(seconds: float) -> None:
-    basis, v = random_case(3)
-    exact = listed_price(basis, v)
-    found = max(bound_by_boxes(basis, side, exact.lower, tolerance=1e-9, seconds=seconds) for side in (v, -v))
-    assert exact.lower <= found <= np.linalg.norm(v) * (1.0 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(12))

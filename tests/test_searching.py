@@ -5,8 +5,10 @@ import pytest
 
 from convexbn import whiten
 from convexbn.patches import NO_POOLING
-from convexbn.pricing import climb, directions_between, random_directions
-from convexbn.solvers.searching import CLOSE, FOLLOWING, MOST, THOROUGH, WIDE, Reach, Search
+from convexbn.pricing import climb, directions_between, random_directions, search_in_stages
+from convexbn.pricing.families import FOLLOWING, NEAR
+from convexbn.pricing.local import CLOSE, WIDE
+from convexbn.solvers.searching import MOST, THOROUGH, Reach, Search
 
 
 def case() -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +101,7 @@ def test_starts_between_are_half_way_from_a_neuron_to_a_sample():
 def test_a_search_in_stages_ends_where_the_best_half_ends():
     basis, v = case()
     search, starts = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu"), random_directions(41, 4, (0,))
-    kept = search.in_stages(v, starts)
+    kept = search_in_stages(search.local, basis, v, starts)
     every = search.local(v, search.local(v, starts, WIDE), CLOSE)
     assert kept.shape == (21, 4)
     assert np.max(search.worths(v, kept)) == pytest.approx(np.max(search.worths(v, every)), rel=1e-6)
@@ -128,7 +130,7 @@ def test_families_end_where_all_of_the_best_are_worth_enough():
     search, neurons = Search(basis, NO_POOLING, 1.0, 60, 0, "cpu"), random_directions(2, 21, (1,))
     sizes = counted(search)
     found = search(v, neurons, neurons, 0.0, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
-    assert sizes == [30, 30, 2]
-    assert found.worths.shape == (2 + 30 + 15,)
+    assert sizes == [30 + NEAR * 60, 30, 2]
+    assert found.worths.shape == (2 + 30 + NEAR * 60 + 15,)
     nothing = search(0.0 * v, neurons, neurons, 0.0, draw=1, reach=Reach.FULL, look_at_clock=lambda: None)
     assert np.all(nothing.worths == 0.0)

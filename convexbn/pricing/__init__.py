@@ -13,6 +13,7 @@ from convexbn.pricing.boxes import BOX_COLUMNS, BoxSearch, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.climbing import climb
 from convexbn.pricing.everywhere import affordable, blind, bound_by_relaxation, narrow, price_everywhere
+from convexbn.pricing.families import search_families
 from convexbn.pricing.local import (
     LocalSearch,
     directions_around,
@@ -22,6 +23,7 @@ from convexbn.pricing.local import (
     evolve,
     local_search,
     random_directions,
+    search_in_stages,
     worths_of,
 )
 from convexbn.pricing.nonnegative import RelaxedTraining, bound_by_products
@@ -64,6 +66,8 @@ __all__ = [
     "price_square",
     "price_square_outputs",
     "random_directions",
+    "search_families",
+    "search_in_stages",
     "thorough_search",
     "worths_of",
 ]

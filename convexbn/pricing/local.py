@@ -14,6 +14,9 @@ NUMBERS = 2**24  # in memory at a time
 # Widths of the kinks in a search, of 1 / sqrt(n), the root mean square of an entry of U's.
 WIDTHS = (1.0, 0.5, 0.2, 0.1, 0.03, 0.0)
 SHARP = (0.0,)
+# Kinks of a search in stages. With more than FEW columns, steps between them have to be smaller, or searches jam.
+WIDE, CLOSE, HALF = (1.0, 0.5, 0.2), (0.1, 0.03, 0.0), 2
+WIDE_FINER, CLOSE_FINER, FEW = (1.0, 0.7, 0.5, 0.3, 0.2), (0.1, 0.05, 0.03, 0.0), 32
 MOMENTUM, GROWTH, SHRINK = 0.5, 1.2, 0.5  # of the steps
 BLOCK = 262_144  # products of rows with directions at a time: they stay in the cache
 
@@ -103,7 +106,7 @@ def local_search(
     """
     starts = normalised(starts)
     block = max(16, BLOCK // len(basis))
-    with side_by_side(basis.size) as mapped:
+    with side_by_side(len(basis) * len(starts)) as mapped:
         parts = list(mapped(lambda k: _ascend(basis, v, starts[k : k + block], widths, steps), range(0, len(starts), block)))
     if not parts:
         return starts, np.zeros(0)
@@ -205,6 +208,17 @@ class OnCPU:
         """Unit directions, in the order of the starts."""
         v = (v / (np.max(np.abs(v), initial=0.0) or 1.0)).astype(SINGLE)
         return local_search(self.basis, v, starts.astype(SINGLE), widths=widths)[0].astype(np.float64)
+
+
+def search_in_stages(local: LocalSearch, basis: FloatArray, v: FloatArray, starts: FloatArray) -> FloatArray:
+    """The unit directions where searches end, on kinks ever sharper; of those on wide kinks the half with the lower h is given up.
+
+    For h there tells already where it ends high. `starts` (N, r+1), the result (N/2, r+1), rounded up.
+    """
+    wide, close = (WIDE, CLOSE) if basis.shape[1] <= FEW else (WIDE_FINER, CLOSE_FINER)
+    ends = local(v, starts, wide)
+    promising = np.argsort(-worths_of(basis, v, ends), kind="stable")[: -(-len(ends) // HALF)]
+    return local(v, ends[promising], close)
 
 
 def evolve(

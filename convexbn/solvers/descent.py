@@ -15,7 +15,7 @@ from convexbn.smoothing import on_samples
 from convexbn.threads import side_by_side
 from convexbn.validation import FloatArray
 
-BLOCK = 32_768  # activations at a time: they stay in the cache
+BLOCK = 65_536  # activations at a time: they stay in the cache
 Respond = Callable[[slice, FloatArray], FloatArray]  # from some samples and their predictions (k, C) to the gradient of the loss there
 
 

@@ -13,27 +13,24 @@ from convexbn.pricing import (
     LocalSearch,
     affordable,
     climb,
-    directions_around,
     directions_between,
     directions_near,
     distinct,
     mixed_search,
     narrow,
     random_directions,
+    search_families,
+    search_in_stages,
     thorough_search,
     worths_of,
 )
-from convexbn.pricing.local import OnCPU, normalised
+from convexbn.pricing.local import OnCPU
 from convexbn.pricing.thorough import APART, NARROW, PROMISING
 from convexbn.validation import FloatArray
 
 PER_COLUMN, FEWEST = 4, 64  # random starts; for a large basis fewer
 MOST = 4  # times as many, before it is believed that there is nothing to find
 FINE = 0.03, 0.0  # kinks of searches that begin at neurons
-# Kinks of the others: of the directions that wide ones end at, the best half go on; h there tells already where it ends high. With
-# more than FEW columns, steps between them have to be smaller, or searches jam.
-WIDE, CLOSE, HALF = (1.0, 0.5, 0.2), (0.1, 0.03, 0.0), 2
-WIDE_FINER, CLOSE_FINER, FEW = (1.0, 0.7, 0.5, 0.3, 0.2), (0.1, 0.05, 0.03, 0.0), 32
 # With one output, hasty searches, while the gap is large, have few kinks; later ones begin half at random and half at these distances
 # from neurons, where nearly all that is missing lies then, and go on with kinks that leave those distances be.
 HASTY = (0.3, 0.1, 0.03)
@@ -41,12 +38,6 @@ DISTANCES, NEARBY = (0.2, 0.35, 0.5), (0.2, 0.1, 0.05, 0.02, 0.0)
 # Climbs are for the last digits: neurons sit on so many facets then that searches end below them, and each has maxima beside it.
 FEET = 40  # that climbs begin at, at most, in each batch of starts
 THOROUGH = 2000  # starts, at least, of a thorough search; for a large basis fewer
-# With several outputs high maxima come in families, often far from all neurons, and few starts end in one. But each end is near better
-# ones: leaving the best again and again, as far as FAR, found forty times as many neurons in the time of searches from new starts.
-SHORT, SHORTER = (0.3, 0.2, 0.1, 0.05, 0.0), (0.2, 0.1, 0.05, 0.0)  # kinks of half of the first searches, and of those that follow
-# As many as a fourth of the starts, no two of them alike, have CHILDREN each, in FOLLOWING generations.
-FAR, ALIKE = 0.8, 0.995
-PARENTS, CHILDREN, FOLLOWING = 4, 2, 8
 
 
 class Finds(NamedTuple):
@@ -102,7 +93,8 @@ class Search:
             look_at_clock()
             count, seed = max(spent, self.starts), (self.seed, draw, spent)
             starts = self.begin(neurons, count, seed)
-            parts.append(self.local(rows, starts, NARROW) if spent == self.starts else self.in_stages(rows, starts))
+            sharp = spent == self.starts
+            parts.append(self.local(rows, starts, NARROW) if sharp else search_in_stages(self.local, self.basis, rows, starts))
             parts.append(self.local(rows, directions_near(neurons, count, DISTANCES, seed), NEARBY))
             spent += count
             if max(float(np.max(self.worths(rows, part), initial=0.0)) for part in parts[-2:]) > enough:
@@ -129,22 +121,9 @@ class Search:
     def in_families(
         self, rows: FloatArray, neurons: FloatArray, enough: float, seed: tuple[int, ...], look_at_clock: Callable[[], None]
     ) -> Finds:
-        """Search near the neurons, and at random and between pairs of neurons; then around the best ends of these, and again around
-        the best of all, until every one of the best is worth more than `enough`.
-        """
-        starts = random_directions(max(self.starts, len(neurons)), self.basis.shape[1], seed)
-        if len(neurons):
-            one, other = neurons[np.random.default_rng(seed).integers(len(neurons), size=(2, len(starts[::2])))]
-            starts[::2] = normalised(one + other)
-        ends = np.concatenate([self.local(rows, starts[::2], SHORT), self.in_stages(rows, starts[1::2])])
-        worths = self.worths(rows, ends)
-        for generation in range(FOLLOWING):
-            look_at_clock()
-            best = distinct(ends, worths, cosine=ALIKE, most=-(-len(starts) // PARENTS))
-            if not best or worths[best[-1]] > enough:
-                break
-            found = self.local(rows, directions_around(ends[best], CHILDREN, (FAR,), (*seed, generation)), SHORTER)
-            ends, worths = np.concatenate([ends, found]), np.concatenate([worths, self.worths(rows, found)])
+        """Search from neurons, and for families of maxima until every one of the best is worth more than `enough`."""
+        count = max(self.starts, len(neurons))
+        ends, worths = search_families(self.local, self.basis, rows, neurons, count, seed, enough=enough, pause=look_at_clock)
         near = self.local(rows, neurons, FINE)
         return Finds(np.concatenate([near, ends]), np.concatenate([self.worths(rows, near), worths]))
 
@@ -167,13 +146,6 @@ class Search:
         if not narrow(self.basis):  # random starts find more narrow maxima
             starts[::2] = directions_between(neurons, self.basis, len(starts[::2]), seed)
         return starts
-
-    def in_stages(self, rows: FloatArray, starts: FloatArray) -> FloatArray:
-        """The unit directions where searches end, on kinks ever sharper; of those on wide kinks half are given up."""
-        wide, close = (WIDE, CLOSE) if self.basis.shape[1] <= FEW else (WIDE_FINER, CLOSE_FINER)
-        ends = self.local(rows, starts, wide)
-        promising = np.argsort(-self.worths(rows, ends), kind="stable")[: -(-len(ends) // HALF)]
-        return self.local(rows, ends[promising], close)
 
     def thorough(self, v: FloatArray, neurons: FloatArray, draw: int) -> FloatArray:
         """Unit directions of a search that starts as often as all searches before it together.

@@ -25,9 +25,9 @@ from convexbn.solvers.state import Neurons, State
 from convexbn.threads import few_threads
 from convexbn.validation import FloatArray, InputError, check_count, check_positive
 
-# The width of the smoothed kinks of ReLU follows the gap, as WIDTH_PER_GAP times its relative
-# size, from FIRST_WIDTH down to LAST_WIDTH: descent on sharper kinks than the gap asks for jams on the first kink it meets.
-FIRST_WIDTH, WIDTH_PER_GAP, LAST_WIDTH = 0.3, 5.0, 1e-4
+# The width of the smoothed kinks of ReLU follows the gap, as a multiple of its relative size, from FIRST_WIDTH down to LAST_WIDTH:
+# descent on sharper kinks than the gap asks for jams on the first kink it meets.
+FIRST_WIDTH, LAST_WIDTH = 0.3, 1e-4
 STALLED, SHRINK = 0.9, 0.5  # a round that leaves so much of the gap shrinks the width by so much
 ROUGH = 1e-3  # gap above which descent is in single precision: its rounding is far below the gap, and it takes half the time
 # With one output and a smooth loss: directions a column to begin with, at most so many, and how they fall.
@@ -48,7 +48,7 @@ PATIENCE = 1.1  # times the seconds, polish included
 
 class Effort(NamedTuple):
     """How many steps a slide takes; how many pricings come before each, and how many new neurons at most; how many directions are
-    remembered, and priced again without a search; and the accuracy of the amplitudes, of the gap.
+    remembered, and priced again without a search; and the accuracy of the amplitudes and the width of kinks, of the gap.
     """
 
     steps: int
@@ -56,11 +56,13 @@ class Effort(NamedTuple):
     new: int
     pool: int
     accuracy: float
+    width: float
 
 
 # With one output short slides are enough, as neurons are to be near their places when the next come, not in them; a loss with kinks
-# needs more, for its multipliers. With several outputs there are more neurons, each search is longer, and amplitudes take seconds.
-ONE, KINKED, SEVERAL = Effort(20, 2, 64, 500, 0.1), Effort(100, 3, 64, 500, 0.1), Effort(100, 2, 500, 3000, 0.3)
+# needs more, for its multipliers. With several outputs there are more neurons, each search is longer, and amplitudes take seconds; the
+# gap, which few neurons hold up then, is far above what the network lacks, and a width for it leaves much of that to the last descent.
+ONE, KINKED, SEVERAL = Effort(20, 2, 64, 500, 0.1, 5.0), Effort(100, 3, 64, 500, 0.1, 5.0), Effort(100, 2, 500, 3000, 0.3, 0.3)
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ class _Run:
         if state.trace and not self.sharp:
             self.slide()
         before = state.gap
-        state.width = max(LAST_WIDTH, min(state.width, WIDTH_PER_GAP * state.gap))
+        state.width = max(LAST_WIDTH, min(state.width, self.effort.width * state.gap))
         for _ in range(1 if self.reach is Reach.HASTY else self.effort.pricings):
             v = state.gradient()
             finds = self.price(v)

@@ -245,6 +245,7 @@ def beta_max(
     rank: float | None = None,
     seed: int = 0,
     patches: Patches | None = None,
+    features: Features | None = None,
 ) -> float:
     """The smallest beta for which the zero network is optimal, h(V) at V = -grad L(0): max over ||s|| <= 1 of ||V^T (U's)_+||.
 
@@ -252,7 +253,7 @@ def beta_max(
     too many to list, it is estimated by local search, from below. Parameters as in `fit_convex_bn`.
     """
     check_arrangements(arrangements)
-    data, cut = check_input(X, patches)
+    data, cut = check_input(extract(features, X), patches)
     the_loss, targets, whitening = _whitened(data, y, loss, cut, rank)
     too_many = targets.ndim > 1 or not few_arrangements(whitening)
     unlisted = is_square(whitening.basis, targets) or (arrangements in ("auto", "all") and too_many)

@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
+from convexbn.features import Features, extract
 from convexbn.fit import Fit, Prepared, beta_max, prepare
 from convexbn.losses import Loss
 from convexbn.network import Network, recover
+from convexbn.patches import Patches
 from convexbn.program import Program
 from convexbn.progress import console
-from convexbn.solution import Status
+from convexbn.solution import Solver, Status
 from convexbn.solvers import ActiveSet, ClosedForm, SlidingFrankWolfe, obstacle
 from convexbn.validation import FloatArray, InputError, check_budget, check_count, check_data, check_positive, check_targets, real_array
 from convexbn.whitening import whiten
@@ -23,7 +25,7 @@ from convexbn.whitening import whiten
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Estimated relative gaps: of a point of the path, and of a network whose predictions alone matter.
+# Estimated relative gaps: of a point of the path where the solver is named, and of a network whose predictions alone matter.
 TOLERANCE = 1e-4
 PREDICTIONS = 3e-3
 PREDICTION_ROUNDS = 8
@@ -71,8 +73,9 @@ class Path:
         return np.array([fit.network.neurons for fit in self.fits])
 
     def predict(self, X: npt.ArrayLike) -> FloatArray:
-        """Outputs (points, k), or (points, k, C), of every network for the rows of X (k, d)."""
-        return np.stack([fit.predict(X) for fit in self.fits])
+        """Outputs (points, k), or (points, k, C), of every network for the rows of X (k, d), or for k images."""
+        read = extract(self.fits[0].features, X)
+        return np.stack([fit.network.predict(read) for fit in self.fits])
 
     def interval(self, betas: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Proved lower and upper bounds on the optimum p at any betas (q,) within the path, also between its points.
@@ -138,27 +141,30 @@ def fit_path(
     smallest: float = 0.01,
     loss: str | Loss = "squared",
     arrangements: str | int | Arrangements = "auto",
+    solver: str | Solver = "auto",
     rank: float | None = None,
     seed: int = 0,
     proof_seconds: float = 0.0,
+    patches: Patches | None = None,
+    features: Features | None = None,
     verbose: bool = False,
 ) -> Path:
     """Solve the problem of `fit_convex_bn` for many beta, from the largest down.
 
         p(beta) = min  L( sum_j (BN_{g_j,a_j}(X w_j))_+ v_j^T, y ) + (beta/2) sum_j ( g_j^2 + a_j^2 + ||v_j||^2 )
 
-    Every point is certified. The solver is the one that `fit_convex_bn` takes by itself: the closed form at rank n - 1, over listed
-    arrangements Clarabel or the active set, and else sliding Frank-Wolfe, to an estimated relative gap of 1e-4. The last two begin
-    with the neurons of the point before. Ctrl-C keeps the points that are complete.
+    Every point is certified. Data are whitened and pass the `features` once. The active set and sliding Frank-Wolfe begin with the
+    neurons of the point before. Ctrl-C keeps the points that are complete.
 
     Parameters
     ----------
-    X : (n, d) real numbers, n >= 2
-    y : (n,) targets, or (n, C) for C outputs, as the loss needs them
+    X, y, loss, arrangements, rank, seed, patches, features : as in `fit_convex_bn`; of a sample of arrangements the bounds hold for
+        the sampled program
     betas : (points,) absolute, in any order, doubles count once; None takes `count` of them, evenly on a log scale from beta_max down
     count : how many
     smallest : the last of them, as a fraction of beta_max
-    loss, arrangements, rank, seed : as in `fit_convex_bn`; of a sample the bounds hold for the sampled program
+    solver : as in `fit_convex_bn`, without a checkpoint. Sliding Frank-Wolfe goes to an estimated relative gap of 1e-4 where "auto" or
+        "sliding" stands for it; `SlidingFrankWolfe(tolerance=1e-6)` and every other record keeps its own settings
     proof_seconds : of branch and bound for each point, as in `fit_convex_bn`; 0 leaves the proof to the relaxation
     verbose : print a line a point
 
@@ -166,9 +172,15 @@ def fit_path(
     ------
     InputError
         For an argument that can't be used.
+    SolverError
+        Where the solver fails.
     """
     check_budget(proof_seconds, "proof_seconds")
-    ready = prepare(X, y, loss=loss, arrangements=arrangements, rank=rank, seed=seed)
+    if getattr(solver, "checkpoint", None) is not None:
+        raise InputError("solver has a checkpoint, which would be one for all points: leave it out, or call fit_convex_bn for each beta")
+    ready = prepare(X, y, loss=loss, arrangements=arrangements, solver=solver, rank=rank, seed=seed, patches=patches, features=features)
+    if isinstance(solver, str) and isinstance(ready.solver, SlidingFrankWolfe):
+        ready = replace(ready, solver=replace(ready.solver, tolerance=TOLERANCE))
     strengths = _spread(betas, count, smallest, lambda: ready.beta_max)
     fits: list[Fit] = []
     try:
@@ -235,7 +247,7 @@ def networks_along(
 
 def _points(ready: Prepared, betas: FloatArray, proof_seconds: float) -> Iterator[Fit]:
     """A fit for each beta, each from the neurons of the one before."""
-    solver = replace(ready.solver, tolerance=TOLERANCE) if isinstance(ready.solver, SlidingFrankWolfe) else ready.solver
+    solver = ready.solver
     for beta in betas:
         fit = replace(ready, solver=solver).fit(float(beta), proof_seconds=proof_seconds)
         yield fit

@@ -1,18 +1,19 @@
-"""Every "auto" choice of `fit_convex_bn`: the beta, the arrangements and the solver that its arguments stand for."""
+"""Every "auto" choice of `fit_convex_bn`: the beta, the arrangements and the solver that its arguments stand for; the betas of paths."""
 
 from __future__ import annotations
 
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements, count_arrangements, enumerate_arrangements, sample_arrangements
 from convexbn.devices import has_torch
 from convexbn.losses import Loss
 from convexbn.solution import Solver
 from convexbn.solvers import ActiveSet, ClosedForm, Conic, SlidingFrankWolfe, obstacle
-from convexbn.validation import FloatArray, InputError, check_count, check_positive
+from convexbn.validation import FloatArray, InputError, check_count, check_positive, real_array
 from convexbn.whitening import Whitening
 
 BETA_FRACTION = 0.1  # of beta_max, where beta is None
@@ -28,6 +29,46 @@ def choose_beta(beta: float | None, fraction: float, largest: float) -> float:
     if beta is not None:
         return check_positive(beta, "beta")
     return check_positive(fraction, "fraction") * largest or 1.0
+
+
+class Betas(NamedTuple):
+    """The betas of a path while beta_max is unknown: numbers (points,), falling, each once; `relative` are fractions of beta_max."""
+
+    numbers: FloatArray
+    relative: bool
+
+    def at(self, largest: float) -> FloatArray:
+        """(points,) absolute, for that beta_max; where it is 0, as nothing is to be learnt, 1 stands for it."""
+        return (largest or 1.0) * self.numbers if self.relative else self.numbers
+
+
+def choose_betas(betas: int | npt.ArrayLike, fractions: npt.ArrayLike | None, smallest: float) -> Betas:
+    """What the arguments of `fit_path` stand for."""
+    counted = np.isscalar(betas)
+    if fractions is None and not counted:
+        return Betas(np.unique(check_betas(betas, "betas"))[::-1], relative=False)
+    if not counted:
+        raise InputError("betas are given, and fractions too: pass one of them")
+    shares = _evenly(check_count(betas, "betas"), smallest) if fractions is None else check_betas(fractions, "fractions")
+    return Betas(np.unique(shares)[::-1], relative=True)
+
+
+def check_betas(betas: npt.ArrayLike, name: str) -> FloatArray:
+    """Positive finite numbers (points,), at least one."""
+    array = real_array(betas, name)
+    if array.ndim != 1 or not len(array):
+        raise InputError(f"{name} have shape {array.shape}, not (points,): pass a list of at least one positive number")
+    if array.min() <= 0:
+        raise InputError(f"{name} hold {array.min():g}, which is not positive: pass numbers above 0")
+    return array
+
+
+def _evenly(count: int, smallest: float) -> FloatArray:
+    """Fractions (count,) from 1 to `smallest`, evenly on a log scale."""
+    if check_positive(smallest, "smallest") > 1.0:
+        raise InputError(f"smallest = {smallest} is a fraction of beta_max, beyond which every network is zero: pass a float up to 1")
+    shares: FloatArray = np.geomspace(1.0, smallest, count)
+    return shares
 
 
 def without_rounding(largest: float, gradient: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
+from convexbn.choices import check_betas, choose_betas
 from convexbn.features import Features, extract
-from convexbn.fit import Fit, Prepared, beta_max, prepare
+from convexbn.fit import Fit, Prepared, prepare
 from convexbn.losses import Loss
 from convexbn.network import Network, recover
 from convexbn.patches import Patches
@@ -19,7 +20,7 @@ from convexbn.program import Program
 from convexbn.progress import console
 from convexbn.solution import Solver, Status
 from convexbn.solvers import ActiveSet, ClosedForm, SlidingFrankWolfe, obstacle
-from convexbn.validation import FloatArray, InputError, check_budget, check_count, check_data, check_positive, check_targets, real_array
+from convexbn.validation import FloatArray, InputError, check_budget, check_data, check_targets
 from convexbn.whitening import whiten
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 PREDICTIONS = 3e-3
 PREDICTION_ROUNDS = 8
-
-# beta_max is begun with, a hair above it: then the first network is zero, whatever way beta_max was rounded.
-ABOVE = 1.0 + 1e-12
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Path:
         InputError
             For a beta outside of the path, where there are no chords.
         """
-        wanted, points = _checked(betas), self.betas
+        wanted, points = check_betas(betas, "betas"), self.betas
         if wanted.min() < points[-1] * (1.0 - 1e-12) or wanted.max() > points[0] * (1.0 + 1e-12):
             raise InputError(f"betas leave the path, which reaches from {points[-1]:.6g} to {points[0]:.6g}: ask for betas in there")
         penalties = np.array([fit.network.penalty() for fit in self.fits])
@@ -135,9 +133,9 @@ class Path:
 def fit_path(
     X: npt.ArrayLike,
     y: npt.ArrayLike,
-    betas: npt.ArrayLike | None = None,
     *,
-    count: int = 20,
+    betas: int | npt.ArrayLike = 20,
+    fractions: npt.ArrayLike | None = None,
     smallest: float = 0.01,
     loss: str | Loss = "squared",
     arrangements: str | int | Arrangements = "auto",
@@ -160,9 +158,9 @@ def fit_path(
     ----------
     X, y, loss, arrangements, rank, seed, patches, features : as in `fit_convex_bn`; of a sample of arrangements the bounds hold for
         the sampled program
-    betas : (points,) absolute, in any order, doubles count once; None takes `count` of them, evenly on a log scale from beta_max down
-    count : how many
-    smallest : the last of them, as a fraction of beta_max
+    betas : how many, evenly on a log scale from beta_max down; or the betas (points,), absolute, in any order, doubles count once
+    fractions : (points,) of beta_max, likewise, in place of betas
+    smallest : the last of so many, as a fraction of beta_max
     solver : as in `fit_convex_bn`, without a checkpoint. Sliding Frank-Wolfe goes to an estimated relative gap of 1e-4 where "auto" or
         "sliding" stands for it; `SlidingFrankWolfe(tolerance=1e-6)` and every other record keeps its own settings
     proof_seconds : of branch and bound for each point, as in `fit_convex_bn`; 0 leaves the proof to the relaxation
@@ -176,12 +174,13 @@ def fit_path(
         Where the solver fails.
     """
     check_budget(proof_seconds, "proof_seconds")
+    chosen = choose_betas(betas, fractions, smallest)
     if getattr(solver, "checkpoint", None) is not None:
         raise InputError("solver has a checkpoint, which would be one for all points: leave it out, or call fit_convex_bn for each beta")
     ready = prepare(X, y, loss=loss, arrangements=arrangements, solver=solver, rank=rank, seed=seed, patches=patches, features=features)
     if isinstance(solver, str) and isinstance(ready.solver, SlidingFrankWolfe):
         ready = replace(ready, solver=replace(ready.solver, tolerance=TOLERANCE))
-    strengths = _spread(betas, count, smallest, lambda: ready.beta_max)
+    strengths = chosen.at(ready.beta_max)
     fits: list[Fit] = []
     try:
         for fit in _points(ready, strengths, proof_seconds):
@@ -194,36 +193,6 @@ def fit_path(
         if not fits:
             raise
     return Path(tuple(fits), interrupted=len(fits) < len(strengths))
-
-
-def choose_betas(
-    X: npt.ArrayLike,
-    y: npt.ArrayLike,
-    betas: npt.ArrayLike | None,
-    count: int,
-    *,
-    smallest: float,
-    loss: str | Loss,
-    arrangements: str | int | Arrangements = "auto",
-    rank: float | None = None,
-    seed: int = 0,
-) -> FloatArray:
-    """(points,) falling betas: those given, without doubles, or `count`, evenly on a log scale from beta_max to `smallest` of it.
-
-    Where the zero network is optimal for every beta, 1 stands for beta_max.
-    """
-    return _spread(betas, count, smallest, lambda: beta_max(X, y, loss=loss, arrangements=arrangements, rank=rank, seed=seed))
-
-
-def _spread(betas: npt.ArrayLike | None, count: int, smallest: float, beta_max: Callable[[], float]) -> FloatArray:
-    if betas is not None:
-        return np.unique(_checked(betas))[::-1]
-    check_count(count, "count")
-    if check_positive(smallest, "smallest") > 1.0:
-        raise InputError(f"smallest = {smallest} is a fraction of beta_max, beyond which every network is zero: pass a float up to 1")
-    largest = ABOVE * beta_max() or 1.0
-    chosen: FloatArray = largest * np.geomspace(1.0, smallest, count)
-    return chosen
 
 
 def networks_along(
@@ -253,16 +222,6 @@ def _points(ready: Prepared, betas: FloatArray, proof_seconds: float) -> Iterato
         yield fit
         if isinstance(solver, SlidingFrankWolfe | ActiveSet):
             solver = replace(solver, warm_start=(fit.solution.directions, fit.solution.outputs))
-
-
-def _checked(betas: npt.ArrayLike) -> FloatArray:
-    """The betas as positive finite numbers (points,), at least one."""
-    array = real_array(betas, "betas")
-    if array.ndim != 1 or not len(array):
-        raise InputError(f"betas have shape {array.shape}, not (points,): pass a list of at least one positive number")
-    if array.min() <= 0:
-        raise InputError(f"betas hold {array.min():g}, which is not positive: pass numbers above 0")
-    return array
 
 
 def _concave_corners(x: FloatArray, y: FloatArray) -> list[int]:

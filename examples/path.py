@@ -90,7 +90,7 @@ def main() -> None:
     X, y = load_breast_cancer(return_X_y=True)
     X, y = (X[:120, :6], y[:120]) if arguments.quick else (X, y)
     count, smallest, folds = (4, 0.1, 2) if arguments.quick else (8, 0.01, 5)
-    path = fit_path(X, np.where(y == 1, 1.0, -1.0), count=count, smallest=smallest, loss="logistic")
+    path = fit_path(X, np.where(y == 1, 1.0, -1.0), betas=count, smallest=smallest, loss="logistic")
     splits = StratifiedKFold(folds, shuffle=True, random_state=0)
     model = ConvexBNClassifierCV(betas=path.betas, cv=splits).fit(X, y)
     print_table(path, model)

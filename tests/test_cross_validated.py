@@ -64,6 +64,13 @@ def test_betas_can_be_given_and_folds_and_scores_chosen() -> None:
 
 
 @pytest.mark.usefixtures("rough")
+def test_fractions_are_those_of_all_data() -> None:
+    X, y = classification()
+    model = ConvexBNClassifierCV(fractions=[0.2, 0.7], cv=2).fit(X, y)
+    np.testing.assert_allclose(model.betas_, [share * beta_max(X, np.where(y == y[0], 1.0, -1.0), loss="logistic") for share in (0.7, 0.2)])
+
+
+@pytest.mark.usefixtures("rough")
 def test_a_class_that_a_fold_lacks_keeps_its_output() -> None:
     X, y = three_classes()
     rare = np.where(np.arange(18) == 0, "rare", np.where(y == "c", "b", y))

@@ -69,9 +69,20 @@ def test_the_path_is_warm_and_certified_at_every_point():
     assert objectives == sorted(objectives, reverse=True)
 
 
+def test_betas_of_a_path_are_chosen_as_those_of_relu_networks():
+    X, y = problem(1)
+    counted = fit_gated_path(X, y, betas=3, smallest=0.04, gates=10)
+    assert [fit.program.beta / fit.beta_max for fit in counted] == pytest.approx([1.0, 0.2, 0.04])
+    assert not counted[0].solution.weights.any()
+    listed = fit_gated_path(X, y, betas=[0.2, 0.4, 0.2], gates=10)
+    assert [fit.program.beta for fit in listed] == [0.4, 0.2]
+
+
 def test_bad_paths_are_named(tmp_path):
     X, y = problem(1)
     with pytest.raises(InputError, match=r"^fractions have shape"):
         fit_gated_path(X, y, fractions=[])
+    with pytest.raises(InputError, match=r"^betas are given, and fractions too"):
+        fit_gated_path(X, y, betas=[1.0], fractions=[0.5])
     with pytest.raises(InputError, match=r"^solver has a checkpoint"):
         fit_gated_path(X, y, solver=GatedSolver(checkpoint=tmp_path / "file"))

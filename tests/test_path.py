@@ -53,7 +53,7 @@ def task(loss: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def path() -> Path:
     X, y = task("squared")
-    return fit_path(X, y, count=COUNT, smallest=0.05)
+    return fit_path(X, y, betas=COUNT, smallest=0.05)
 
 
 def test_the_first_point_is_the_zero_network_and_the_last_is_not(path):
@@ -83,7 +83,7 @@ def test_objectives_fall_with_beta_and_are_concave_in_it(path):
 @pytest.mark.parametrize("loss", ["huber", "logistic", "hinge"])
 def test_the_optimum_is_that_of_the_enumerated_program(loss):
     X, y = task(loss)
-    fit = fit_path(X, y, count=2, smallest=0.1, loss=loss).fits[-1]
+    fit = fit_path(X, y, betas=2, smallest=0.1, loss=loss).fits[-1]
     exact = fit_convex_bn(X, y, beta=fit.program.beta, loss=loss, solver="CLARABEL", arrangements="all").certificate
     assert exact.bound <= fit.certificate.objective <= exact.objective * (1.0 + 2e-3)
     assert fit.certificate.bound <= exact.objective
@@ -92,7 +92,7 @@ def test_the_optimum_is_that_of_the_enumerated_program(loss):
 @pytest.mark.parametrize("loss", ["softmax", "outputs"])
 def test_several_outputs(loss):
     X, y = (array[:12] for array in task(loss))
-    path = fit_path(X, y, count=2, smallest=0.3, loss="softmax" if loss == "softmax" else "squared")
+    path = fit_path(X, y, betas=2, smallest=0.3, loss="softmax" if loss == "softmax" else "squared")
     assert path.predict(X).shape == (2, *y.shape)
     assert path.neurons[0] == 0
     assert (np.diff(path.objectives) <= 0.0).all()
@@ -106,7 +106,7 @@ def test_at_rank_n_minus_one_the_path_is_known():
     """The sum over both signs of beta ||y|| - beta^2 / 2 while beta < ||y||, and then of ||y||^2 / 2."""
     generator = np.random.default_rng(1)
     X, y = generator.standard_normal((8, 12)), generator.standard_normal(8)
-    path = fit_path(X, y, count=5, smallest=0.01)
+    path = fit_path(X, y, betas=5, smallest=0.01)
     sizes = np.array([np.linalg.norm(np.maximum(sign * y, 0.0)) for sign in (1.0, -1.0)])
     assert path.beta_max == pytest.approx(sizes.max(), rel=1e-12)
     known = [sum(b * s - 0.5 * b**2 if b < s else 0.5 * s**2 for s in sizes) for b in path.betas]
@@ -117,18 +117,26 @@ def test_at_rank_n_minus_one_the_path_is_known():
 
 def test_few_arrangements_are_listed_and_the_optimum_is_proved_to_many_digits():
     X, y = tabular(20, 1, 2)
-    path = fit_path(X, y, count=3, smallest=0.05)
+    path = fit_path(X, y, betas=3, smallest=0.05)
     assert (path.objectives - path.bounds <= 1e-6 * path.objectives).all()
 
 
 def test_betas_come_in_any_order_and_go_back_falling():
     X, y = task("squared")
-    path = fit_path(X, y, [1.0, 4.0, 1.0])
+    path = fit_path(X, y, betas=[1.0, 4.0, 1.0])
     assert path.betas.tolist() == [4.0, 1.0]
     for fit in path.fits:
         cold = fit_convex_bn(X, y, beta=fit.program.beta, solver="sliding", proof_seconds=0.0).certificate
         assert max(cold.bound, fit.certificate.bound) <= min(cold.objective, fit.certificate.objective)
         assert fit.certificate.objective == pytest.approx(cold.objective, rel=5e-4)
+
+
+def test_fractions_are_those_of_a_fit():
+    X, y = task("squared")
+    path = fit_path(X, y, fractions=[0.3, 1.0, 0.3])
+    assert path.betas.tolist() == [path.beta_max, 0.3 * path.beta_max]
+    assert path.betas[1] == fit_convex_bn(X, y, fraction=0.3, solver="sliding", proof_seconds=0.0).program.beta
+    assert path.neurons[0] == 0 < path.neurons[1]
 
 
 def test_between_the_points_the_optimum_is_bracketed(path):
@@ -168,7 +176,7 @@ def test_networks_for_predictions_are_nearly_optimal(path):
 
 def test_zero_targets_have_a_path_of_zero_networks():
     X, _ = task("squared")
-    path = fit_path(X, np.zeros(len(X)), count=3)
+    path = fit_path(X, np.zeros(len(X)), betas=3)
     assert path.objectives.tolist() == [0.0, 0.0, 0.0]
     assert path.betas[0] == 1.0
 
@@ -188,9 +196,9 @@ def test_an_interrupt_keeps_the_points_that_are_done(monkeypatch, done):
     X, y = task("squared")
     if not done:
         with pytest.raises(KeyboardInterrupt):
-            fit_path(X, y, [6.0, 5.0, 1.0])
+            fit_path(X, y, betas=[6.0, 5.0, 1.0])
         return
-    path = fit_path(X, y, [6.0, 5.0, 1.0])
+    path = fit_path(X, y, betas=[6.0, 5.0, 1.0])
     assert path.interrupted
     assert path.betas.tolist() == [6.0, 5.0]
     assert "interrupted" in str(path)
@@ -208,7 +216,7 @@ def test_a_point_whose_solve_was_interrupted_is_left_out(monkeypatch):
 
     monkeypatch.setattr(module.SlidingFrankWolfe, "solve", interrupted)
     X, y = task("squared")
-    path = fit_path(X, y, [4.0, 2.0, 1.0])
+    path = fit_path(X, y, betas=[4.0, 2.0, 1.0])
     assert path.interrupted
     assert path.betas.tolist() == [4.0]
 
@@ -218,7 +226,7 @@ def test_each_point_starts_from_the_one_before(monkeypatch, path):
     solve = module.SlidingFrankWolfe.solve
     monkeypatch.setattr(module.SlidingFrankWolfe, "solve", lambda self, program: starts.append(self.warm_start) or solve(self, program))
     X, y = task("squared")
-    again = fit_path(X, y, path.betas[1:3])
+    again = fit_path(X, y, betas=path.betas[1:3])
     assert starts[0] is None
     for fit, start in zip(again.fits, starts[1:], strict=False):
         assert np.array_equal(start[0], fit.solution.directions)
@@ -227,7 +235,7 @@ def test_each_point_starts_from_the_one_before(monkeypatch, path):
 
 def test_verbose_prints_a_line_a_point(capsys, path):
     X, y = task("squared")
-    fit_path(X, y, [6.0, 5.0], verbose=True)
+    fit_path(X, y, betas=[6.0, 5.0], verbose=True)
     captured = capsys.readouterr()
     lines = " ".join((captured.out + captured.err).split())
     assert "point 1 of 2" in lines
@@ -250,7 +258,8 @@ def test_the_picture_shows_what_the_path_holds(path):
     ("betas", "message"),
     [
         ([], r"^betas have shape \(0,\)"),
-        (0.5, r"^betas have shape \(\)"),
+        (0.5, r"^betas = 0.5 is not a whole number"),
+        (np.array(0.5), r"^betas have shape \(\)"),
         ([[1.0]], r"^betas have shape \(1, 1\)"),
         ([1.0, 0.0], r"^betas hold 0"),
         ([-1.0], r"^betas hold -1"),
@@ -262,12 +271,19 @@ def test_the_picture_shows_what_the_path_holds(path):
 )
 def test_bad_betas_are_refused(betas, message):
     with pytest.raises(InputError, match=message):
-        fit_path(*task("squared"), betas)
+        fit_path(*task("squared"), betas=betas)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"count": 0}, "^count = 0"), ({"smallest": 0.0}, "^smallest = 0"), ({"smallest": 2.0}, "^smallest = 2.0 is a fraction of beta_max")],
+    [
+        ({"betas": 0}, "^betas = 0"),
+        ({"fractions": []}, r"^fractions have shape \(0,\)"),
+        ({"fractions": 0.5}, r"^fractions have shape \(\)"),
+        ({"fractions": [0.5], "betas": [1.0]}, "^betas are given, and fractions too"),
+        ({"smallest": 0.0}, "^smallest = 0"),
+        ({"smallest": 2.0}, "^smallest = 2.0 is a fraction of beta_max"),
+    ],
     ids=str,
 )
 def test_bad_settings_are_refused(settings, message):
@@ -280,7 +296,7 @@ def test_a_path_over_a_sample_is_warm_started_and_certified_for_it():
     generator = np.random.default_rng(0)
     X = generator.standard_normal((100, 4))
     y = np.maximum(X @ generator.standard_normal((4, 3)), 0.0).sum(axis=1)
-    path = fit_path(X, y - y.mean(), count=4, smallest=0.05, arrangements=40)
+    path = fit_path(X, y - y.mean(), betas=4, smallest=0.05, arrangements=40)
     assert all(fit.solution.solver == "active set" for fit in path.fits[1:])
     assert all(fit.certificate.evidence is Evidence.SAMPLED and fit.certificate.relative_gap <= 1e-6 for fit in path.fits)
     last = path.fits[-1]
@@ -301,7 +317,7 @@ def test_a_path_over_a_sample_is_warm_started_and_certified_for_it():
 )
 def test_a_point_is_what_the_solver_makes_of_its_beta(name, solver, tolerance, settings):
     X, y = task("squared")
-    path = fit_path(X, y, count=3, smallest=0.1, solver=solver, **settings)
+    path = fit_path(X, y, betas=3, smallest=0.1, solver=solver, **settings)
     assert [name in fit.solution.solver for fit in path.fits] == [False, True, True]
     assert path.beta_max == pytest.approx(beta_max(X, y, **settings), rel=1e-6)
     for fit in path.fits[1:]:
@@ -313,7 +329,7 @@ def test_a_point_is_what_the_solver_makes_of_its_beta(name, solver, tolerance, s
 def test_the_closed_form_can_be_asked_for():
     generator = np.random.default_rng(1)
     X, y = generator.standard_normal((8, 12)), generator.standard_normal(8)
-    path = fit_path(X, y, count=2, solver="closed form")
+    path = fit_path(X, y, betas=2, solver="closed form")
     alone = fit_convex_bn(X, y, beta=path.betas[-1])
     assert path.objectives[-1] == pytest.approx(alone.certificate.objective, rel=1e-12)
 
@@ -326,7 +342,7 @@ def test_features_are_read_once_and_a_point_is_the_network_on_them():
         calls.append(len(rows))
         return np.tanh(rows[:, :2] - rows[:, 2:])
 
-    path = fit_path(X, y, count=3, smallest=0.1, solver="CLARABEL", arrangements=20, features=features)
+    path = fit_path(X, y, betas=3, smallest=0.1, solver="CLARABEL", arrangements=20, features=features)
     assert calls == [16]
     assert path.beta_max == beta_max(X, y, arrangements=20, features=features)
     for fit in path.fits[1:]:
@@ -342,7 +358,7 @@ def test_a_point_on_patches_is_the_convolution_of_its_beta():
     generator = np.random.default_rng(0)
     images, patches = generator.standard_normal((8, 1, 2, 4)), Patches(2, stride=2, pooling="sum")
     y = generator.standard_normal(8)
-    path = fit_path(images, y, count=3, smallest=0.2, patches=patches)
+    path = fit_path(images, y, betas=3, smallest=0.2, patches=patches)
     assert path.predict(images).shape == (3, 8)
     for fit in path.fits[1:]:
         alone = fit_convex_bn(images, y, beta=fit.program.beta, patches=patches, proof_seconds=0.0).certificate
@@ -355,7 +371,7 @@ def test_the_solver_keeps_its_tolerance_and_starts_warm(monkeypatch):
     X, y = task("squared")
     seen, solve = [], SlidingFrankWolfe.solve
     monkeypatch.setattr(SlidingFrankWolfe, "solve", lambda self, program: seen.append(self) or solve(self, program))
-    fit_path(X, y, [4.0, 2.0], solver=given)
+    fit_path(X, y, betas=[4.0, 2.0], solver=given)
     assert seen[0] is given
     assert (seen[1].tolerance, seen[1].rounds) == (1e-3, 50)
     assert seen[1].warm_start is not None

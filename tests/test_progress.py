@@ -15,7 +15,7 @@ y = X[:, 0] - X[:, 0].mean()
 
 
 def test_lines_are_not_cut_at_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    fit_path(X, y, count=2, verbose=True)
+    fit_path(X, y, betas=2, verbose=True)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["convexbn: point 1 of 2", "convexbn: point 2 of 2"]
     assert max(map(len, lines)) > 80

@@ -113,9 +113,9 @@ def test_beta_max_and_the_path_see_the_truncated_data() -> None:
     largest = beta_max(X, problem.y, rank=1)
     assert largest == pytest.approx(beta_max(projected(X, 1), problem.y), rel=1e-9)
     assert largest < beta_max(X, problem.y)
-    path = fit_path(X, problem.y, count=3, smallest=0.1, rank=1)
+    path = fit_path(X, problem.y, betas=3, smallest=0.1, rank=1)
     assert path.betas[0] == pytest.approx(largest, rel=1e-9)
-    plain = fit_path(projected(X, 1), problem.y, path.betas)
+    plain = fit_path(projected(X, 1), problem.y, betas=path.betas)
     assert path.objectives == pytest.approx(plain.objectives, rel=1e-6)
     assert path.bounds == pytest.approx(plain.bounds, rel=1e-6)
 

@@ -57,7 +57,7 @@ def test_what_needs_pytorch_says_how_to_get_it(call: Callable[[], object]) -> No
 
 def test_pictures_say_what_to_install() -> None:
     with pytest.raises(InputError, match=r"matplotlib is missing.*convexbn\[plot\]"):
-        fit_path(x, y, count=2).plot()
+        fit_path(x, y, betas=2).plot()
 
 
 def test_the_solver_that_is_chosen_needs_no_pytorch() -> None:
@@ -67,7 +67,7 @@ def test_the_solver_that_is_chosen_needs_no_pytorch() -> None:
     assert fit.solution.solver == "sliding Frank-Wolfe"
     assert fit.certificate.objective == pytest.approx(FIT.certificate.objective, rel=1e-5)
     assert fit.certificate.accepts(1e-3)
-    assert fit_path(x, y, count=2).objectives[1] < y @ y / 2
+    assert fit_path(x, y, betas=2).objectives[1] < y @ y / 2
 
 
 def test_modules_are_attributes_and_training_says_what_it_needs() -> None:

@@ -12,12 +12,14 @@ from sklearn.metrics import accuracy_score, check_scoring, mean_squared_error
 from sklearn.model_selection import check_cv
 from sklearn.utils.parallel import Parallel, delayed
 
+from convexbn.choices import choose_betas
 from convexbn.estimators.plain import Classification, Regression, Shell
+from convexbn.fit import beta_max
 from convexbn.losses import Loss
 from convexbn.network import Network
-from convexbn.path import choose_betas, networks_along
+from convexbn.path import networks_along
 from convexbn.progress import console
-from convexbn.validation import FloatArray, InputError, IntArray, check_count
+from convexbn.validation import FloatArray, InputError, IntArray
 from convexbn.whitening import check_rank
 
 Scorer = Callable[[Any, npt.ArrayLike, npt.ArrayLike], float]
@@ -39,6 +41,7 @@ class CrossValidated(Shell):
         self,
         *,
         betas: int | npt.ArrayLike = 20,
+        fractions: npt.ArrayLike | None = None,
         smallest: float = 0.01,
         ranks: Sequence[float | None] | None = None,
         loss: str | Loss = "squared",
@@ -50,6 +53,7 @@ class CrossValidated(Shell):
         verbose: bool = False,
     ) -> None:
         self.betas = betas
+        self.fractions = fractions
         self.smallest = smallest
         self.ranks = ranks
         self.loss = loss
@@ -64,13 +68,9 @@ class CrossValidated(Shell):
         """Choose beta, and the rank where there is a choice, for X (n, d) and y, and train on all of them there."""
         rows, labels = self._validated(X, y)
         targets, loss = self._encoded(labels), self._objective()
-        given: Any = self.betas
-        listed, count = (None, check_count(given, "betas")) if np.ndim(given) == 0 else (given, 1)
-        ranks = self._ranks()
-        self.betas_ = max(
-            (choose_betas(rows, targets, listed, count, smallest=self.smallest, loss=loss, rank=rank) for rank in ranks),
-            key=lambda betas: float(betas[0]),
-        )
+        chosen, ranks = choose_betas(self.betas, self.fractions, self.smallest), self._ranks()
+        limits = [beta_max(rows, targets, loss=loss, rank=rank) for rank in ranks] if chosen.relative else [1.0]
+        self.betas_ = chosen.at(max(limits))
         splits = check_cv(self.cv, labels, classifier=isinstance(self, Classification)).split(rows, labels)
         scorer = self._default_score if self.scoring is None else check_scoring(self, scoring=self.scoring)
         found = Parallel(n_jobs=self.n_jobs)(delayed(_scores_of_fold)(self, rows, labels, *split, scorer, ranks) for split in splits)
@@ -129,6 +129,7 @@ class ConvexBNRegressorCV(CrossValidated, Regression):
     Parameters
     ----------
     betas : how many betas, evenly on a log scale from beta_max of all data down; or the betas, absolute, in any order
+    fractions : of beta_max of all data, in any order, in place of betas
     smallest : the last of so many, as a fraction of beta_max
     ranks : the ranks of `convexbn.whiten` to choose among, such as [10, 50, 0.99, None]; None reads all directions. All have the
         same betas; those of the rank with the largest beta_max, where they are not given
@@ -161,7 +162,7 @@ class ConvexBNClassifierCV(CrossValidated, Classification):
 
     Parameters
     ----------
-    betas, smallest, ranks, n_jobs, seed, proof_seconds, verbose : as in `ConvexBNRegressorCV`
+    betas, fractions, smallest, ranks, n_jobs, seed, proof_seconds, verbose : as in `ConvexBNRegressorCV`
     loss : as in `ConvexBNClassifier`
     cv : folds, as there; stratified by class where it is a number or None
     scoring : a name or scorer of scikit-learn's; None stands for the mean log-likelihood of the held-out classes (minus the log
@@ -177,6 +178,7 @@ class ConvexBNClassifierCV(CrossValidated, Classification):
         self,
         *,
         betas: int | npt.ArrayLike = 20,
+        fractions: npt.ArrayLike | None = None,
         smallest: float = 0.01,
         ranks: Sequence[float | None] | None = None,
         loss: str | Loss = "logistic",
@@ -196,7 +198,7 @@ class ConvexBNClassifierCV(CrossValidated, Classification):
             "proof_seconds": proof_seconds,
             "verbose": verbose,
         }
-        super().__init__(betas=betas, smallest=smallest, loss=loss, **given)
+        super().__init__(betas=betas, fractions=fractions, smallest=smallest, loss=loss, **given)
 
     @staticmethod
     def _default_score(model: Any, X: npt.ArrayLike, y: npt.ArrayLike) -> float:

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
 from convexbn.certificate import Certificate, Evidence
-from convexbn.choices import BETA_FRACTION, choose_beta
+from convexbn.choices import BETA_FRACTION, choose_beta, choose_betas
 from convexbn.devices import check_device, need_torch
 from convexbn.gated.cones import Conversion, to_relu
 from convexbn.gated.gates import LocalGates, choose_gates
@@ -175,8 +174,10 @@ def fit_gated_path(
     X: npt.ArrayLike,
     y: npt.ArrayLike,
     *,
-    fractions: npt.ArrayLike | None = None,
     gates: int | LocalGates | npt.ArrayLike = 100,
+    betas: int | npt.ArrayLike = 20,
+    fractions: npt.ArrayLike | None = None,
+    smallest: float = 0.01,
     loss: str | Loss = "squared",
     penalty: str | Penalty = "group",
     rank: float | None = None,
@@ -195,7 +196,7 @@ def fit_gated_path(
     ----------
     X, y, gates, loss, penalty, rank, lean, seed, device, max_memory, shards, patches : as in `fit_gated_bn`;
         gates are drawn once
-    fractions : of beta_max, in any order; None takes ten from 0.5 to 0.01, evenly on a log scale
+    betas, fractions, smallest : as in `fit_path`
     solver : as in `fit_gated_bn`, without a checkpoint
     verbose : show a bar for each point
 
@@ -208,19 +209,15 @@ def fit_gated_path(
     InputError
         For an argument that can't be used.
     """
-    given = np.geomspace(0.5, 0.01, 10) if fractions is None else real_array(fractions, "fractions")
-    if given.ndim != 1 or not len(given) or given.min() <= 0:
-        raise InputError(f"fractions have shape {given.shape}: pass a list of at least one positive number")
-    the_solver = _solver_of(solver, verbose)
+    chosen, the_solver = choose_betas(betas, fractions, smallest), _solver_of(solver, verbose)
     if the_solver.checkpoint is not None:
         raise InputError("solver has a checkpoint, which would be one for all points: leave it out, or call fit_gated_bn for each beta")
     place = _Place(device, max_memory, shards or Shards())
     prepared = _prepare(X, y, loss, penalty, rank, patches, _Gates(gates, seed, lean), place)
     fits: list[GatedFit] = []
-    for fraction in np.unique(given)[::-1]:
+    for beta in chosen.at(prepared.beta_max):
         try:
-            strength = choose_beta(None, float(fraction), prepared.beta_max)
-            fit = prepared.fit(strength, the_solver, fits[-1].solution.weights if fits else None)
+            fit = prepared.fit(float(beta), the_solver, fits[-1].solution.weights if fits else None)
             if fit.solution.status is Status.INTERRUPTED:
                 raise KeyboardInterrupt
         except KeyboardInterrupt:

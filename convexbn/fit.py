@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +27,7 @@ from convexbn.network import Network, merge, recover, simplest
 from convexbn.patches import Patches, Pooling, check_input, pooling_of
 from convexbn.pricing import affordable, evolve, is_square, known_price, local_search, price_dual, random_directions
 from convexbn.program import Program
-from convexbn.progress import console
+from convexbn.progress import stage
 from convexbn.pruning import prune_network
 from convexbn.solution import Solution, Solver, Status
 from convexbn.solvers import ClosedForm, SlidingFrankWolfe
@@ -190,9 +188,9 @@ class Prepared:
         """Solve and certify."""
         whitening, largest, seconds = self.whitening, self.beta_max, dict(self.seconds)
         program = Program(whitening.basis, self.targets, self.loss, beta, self.arrangements, pooling_of(self.patches))
-        with _stage("solve", seconds, self.verbose):
+        with stage("solve", seconds, self.verbose):
             solution = self.solver.solve(program) if beta < largest else _nothing(program)
-        with _stage("certify", seconds, self.verbose):
+        with stage("certify", seconds, self.verbose):
             network = _simplest(whitening, solution, self.data, program, self.patches)
             certificate = certify_on(
                 whitening,
@@ -224,10 +222,10 @@ def prepare(
 ) -> Prepared:
     """Check the arguments of `fit_convex_bn`, whiten, and choose arrangements and solver."""
     seconds: dict[str, float] = {}
-    with _stage("whiten", seconds, verbose):
+    with stage("whiten", seconds, verbose):
         data, cut = check_input(extract(features, X), patches)
         the_loss, targets, whitening = _whitened(data, y, loss, cut, rank)
-    with _stage("arrange", seconds, verbose):
+    with stage("arrange", seconds, verbose):
         check_arrangements(arrangements)
         the_solver = choose_solver(solver, arrangements, whitening, targets, the_loss, seed=seed, verbose=verbose)
         listed = not isinstance(the_solver, (ClosedForm, SlidingFrankWolfe))
@@ -312,20 +310,3 @@ def _simplest(whitening: Whitening, solution: Solution, data: npt.NDArray[Any], 
     networks = [recover(whitening, *neurons, patches) for neurons in merged]
     network = simplest(networks, data, program.y, program.loss, program.beta, slack=1e-7)
     return prune_network(network, data) if network.neurons > program.y.size + 1 else network
-
-
-@contextmanager
-def _stage(name: str, seconds: dict[str, float], verbose: bool) -> Iterator[Any]:
-    """Time a stage, and show it while it runs."""
-    start = time.perf_counter()
-    if verbose:
-        try:
-            with console().status(f"convexbn: {name}"):
-                yield
-        except KeyboardInterrupt:
-            console().print(f"convexbn: interrupted in the stage '{name}'; nothing was kept")
-            raise
-        console().print(f"convexbn: {name} {time.perf_counter() - start:.2f} s")
-    else:
-        yield
-    seconds[name] = time.perf_counter() - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,23 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def stage(name: str, seconds: dict[str, float], verbose: bool) -> Iterator[None]:
+    """Time a stage of a fit, and show it while it runs."""
+    start = time.perf_counter()
+    if verbose:
+        try:
+            with console().status(f"convexbn: {name}"):
+                yield
+        except KeyboardInterrupt:
+            console().print(f"convexbn: interrupted in the stage '{name}'; nothing was kept")
+            raise
+        console().print(f"convexbn: {name} {time.perf_counter() - start:.2f} s")
+    else:
+        yield
+    seconds[name] = time.perf_counter() - start
 
 
 @contextmanager

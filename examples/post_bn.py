@@ -81,7 +81,7 @@ def print_table(fit: PostFit, seconds: float, ends: np.ndarray, trained: float, 
     row(f"all {len(fit.arrangements or [])} arrangements", fit.certificate.objective, bound, fit.network.neurons, seconds)
     row(f"L-BFGS, best of {len(ends)} starts", ends[0], bound, WIDTH, trained)
     row(f"L-BFGS, median of {len(ends)}", float(np.median(ends)), bound, WIDTH, trained)
-    row("n <= d, closed form", wide.certificate.objective, wide.certificate.bound, wide.network.neurons, wide.seconds)
+    row("n <= d, closed form", wide.certificate.objective, wide.certificate.bound, wide.network.neurons, sum(wide.seconds.values()))
     Console(width=100).print(table)
 
 

@@ -292,3 +292,15 @@ def test_the_two_orders_are_not_mixed_up() -> None:
     model[0] = torch.nn.Linear(2, model[0].out_features, dtype=torch.float64)
     with pytest.raises(InputError, match="bias before its ReLU"):
         from_torch(model, X)
+
+
+@pytest.mark.parametrize("X", [GENERAL, GENERAL[:2]], ids=["listed", "closed form"])
+def test_each_stage_is_timed_and_told_when_verbose(X: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+    y = np.arange(len(X)) - 1.5
+    fit = fit_post_bn(X, y, verbose=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.split()[1] for line in captured.err.splitlines()] == list(fit.seconds) == ["arrange", "solve", "certify"]
+    assert all(f"{stage} {seconds:.2f} s" in str(fit) for stage, seconds in fit.seconds.items())
+    fit_post_bn(X, y)
+    assert capsys.readouterr() == ("", "")

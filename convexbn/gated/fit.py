@@ -266,7 +266,7 @@ class _Prepared:
             gates, weights = program.shards.gather((program.gates[alive], solution.weights[alive]))
             network = GatedNetwork(whitening, gates, weights, self.patches)
             certificate = judge(network, self.data, program, solution)
-        seconds["judge"] = time.perf_counter() - clock
+        seconds["certify"] = time.perf_counter() - clock
         return GatedFit(network, certificate, solution, program, whitening, self.beta_max, seconds)
 
 

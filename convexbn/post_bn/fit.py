@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from convexbn.losses import Loss, Squared, get_loss
 from convexbn.network import Network, largest_worth, simplest
 from convexbn.post_bn.conic import Neurons, solve_cells
 from convexbn.post_bn.program import Reach, Span, arrangements_of, count_of, reach_of, span_of
+from convexbn.progress import stage
 from convexbn.solvers import Conic, shrink
 from convexbn.validation import FloatArray, InputError, check_count, check_data, check_positive, check_targets
 
@@ -37,7 +38,7 @@ class PostFit:
     beta, beta_max : the regularisation, and the smallest one with the zero network as optimum
     arrangements : of X, that were listed; None where none had to be
     solver : "closed form", or the conic solver
-    seconds : of everything
+    seconds : time of each stage
     """
 
     network: Network
@@ -46,7 +47,7 @@ class PostFit:
     beta_max: float
     arrangements: Arrangements | None
     solver: str
-    seconds: float
+    seconds: Mapping[str, float] = field(repr=False)
 
     def predict(self, X: npt.ArrayLike) -> FloatArray:
         """Outputs (k,), or (k, C), for the rows of X (k, d), with the training statistics."""
@@ -57,9 +58,10 @@ class PostFit:
         return to_torch(self.network, dtype=dtype)
 
     def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         return (
             f"ReLU network with batch normalisation after the ReLU: beta {self.beta:.6g} of beta_max {self.beta_max:.6g}, "
-            f"{self.network.neurons} neurons by {self.solver} in {self.seconds:.2f} s\n  {self.certificate}"
+            f"{self.network.neurons} neurons by {self.solver} in {sum(self.seconds.values()):.2f} s ({stages})\n  {self.certificate}"
         )
 
     __repr__ = __str__  # a notebook shows what an object says, not its arrays
@@ -75,6 +77,7 @@ def fit_post_bn(
     arrangements: str | int = "auto",
     solver: str | Conic = "auto",
     seed: int = 0,
+    verbose: bool = False,
 ) -> PostFit:
     """Train a two-layer ReLU network with batch normalisation after the ReLU, and weight decay, to the optimum of
 
@@ -97,6 +100,7 @@ def fit_post_bn(
     arrangements : "auto" lists all of X; a number is a sample of that size, whose optimum is an upper bound
     solver : "auto" is the closed form where there is one, and else Clarabel; or a name that CVXPY knows, or `Conic(...)`
     seed : of the sample
+    verbose : show each stage
 
     Raises
     ------
@@ -105,30 +109,24 @@ def fit_post_bn(
     SolverError
         Where the solver fails.
     """
-    start = time.perf_counter()
     if not isinstance(solver, (str, Conic)):
         raise InputError(f"solver = {solver!r} can't be used: pass 'auto', a name that CVXPY knows, or Conic(...)")
-    data, the_loss = check_data(X), get_loss(loss)
-    targets = the_loss.check(check_targets(y, len(data)))
-    reach = _reach(data, targets, arrangements, seed, closed=solver == "auto")
-    pull = -the_loss.gradient(np.zeros(targets.shape), targets)
-    largest = without_rounding(reach.price(pull), float(np.linalg.norm(pull)))
+    seconds: dict[str, float] = {}
+    with stage("arrange", seconds, verbose):
+        data, the_loss = check_data(X), get_loss(loss)
+        targets = the_loss.check(check_targets(y, len(data)))
+        reach = _reach(data, targets, arrangements, seed, closed=solver == "auto")
+        pull = -the_loss.gradient(np.zeros(targets.shape), targets)
+        largest = without_rounding(reach.price(pull), float(np.linalg.norm(pull)))
     strength = choose_beta(beta, fraction, largest)
-    dual: FloatArray | None = pull
-    if strength >= largest:
-        name, network = "none, as beta is at least beta_max", _recovered(data, reach.span, _no_neurons(reach.span, targets))
-    elif reach.arrangements is None:
-        name = "closed form"
-        neurons, dual = _closed_form(reach.span, targets, the_loss, strength)
-        network = _recovered(data, reach.span, neurons)
-    else:
-        conic = solver if isinstance(solver, Conic) else Conic("CLARABEL" if solver == "auto" else solver)
-        name = conic.name
-        neurons, dual = solve_cells(reach.cells, targets, the_loss, strength, conic)
-        candidates = [_recovered(data, reach.span, neurons, smallest) for smallest in (1e-4, 1e-6, 1e-8, 0.0)]
-        network = simplest(candidates, data, targets, the_loss, strength, slack=1e-8)
-    certificate = _certified(data, targets, network, strength, the_loss, reach, dual)
-    return PostFit(network, certificate, strength, largest, reach.arrangements, name, time.perf_counter() - start)
+    with stage("solve", seconds, verbose):
+        if strength < largest:
+            name, network, dual = _solved(data, targets, the_loss, strength, reach, solver)
+        else:
+            name, network, dual = "none, as beta is at least beta_max", _recovered(data, reach.span, _no_neurons(reach.span, targets)), pull
+    with stage("certify", seconds, verbose):
+        certificate = _certified(data, targets, network, strength, the_loss, reach, dual)
+    return PostFit(network, certificate, strength, largest, reach.arrangements, name, seconds)
 
 
 def certify_post_bn(
@@ -190,6 +188,19 @@ def _listed(span: Span, y: FloatArray, arrangements: str | int, seed: int) -> Ar
     if arrangements == "auto":
         return arrangements_of(span.basis, limit=ENUMERATE_UP_TO)
     return arrangements_of(span.basis, sample=check_count(arrangements, "arrangements"), seed=seed)
+
+
+def _solved(
+    data: FloatArray, y: FloatArray, loss: Loss, beta: float, reach: Reach, solver: str | Conic
+) -> tuple[str, Network, FloatArray | None]:
+    """The name of the solver, its network, and its dual point."""
+    if reach.arrangements is None:
+        neurons, dual = _closed_form(reach.span, y, loss, beta)
+        return "closed form", _recovered(data, reach.span, neurons), dual
+    conic = solver if isinstance(solver, Conic) else Conic("CLARABEL" if solver == "auto" else solver)
+    neurons, found = solve_cells(reach.cells, y, loss, beta, conic)
+    candidates = [_recovered(data, reach.span, neurons, smallest) for smallest in (1e-4, 1e-6, 1e-8, 0.0)]
+    return conic.name, simplest(candidates, data, y, loss, beta, slack=1e-8), found
 
 
 def _closed_form(span: Span, y: FloatArray, loss: Loss, beta: float) -> tuple[Neurons, FloatArray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_decoupled import batch, multilayer
+from decoupled_models import batch, multilayer
 from torch import nn
 
 from convexbn import InputError

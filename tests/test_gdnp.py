@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gdnp_problems import derivative, moments
 from scipy.integrate import quad
 from scipy.special import expit
 from sklearn.datasets import load_breast_cancer
@@ -18,24 +19,11 @@ BOUNDED = ["softplus", "squared", "squared sigmoid"]
 every_activation = pytest.mark.parametrize("name", list(ACTIVATIONS))
 
 
-def moments(seed: int, d: int, condition: float, strength: float = 0.49, null: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """S with eigenvalues from 1 / condition to 1, and `null` more that are 0; u in its range with u^T S^{-1} u = strength."""
-    generator = np.random.default_rng(seed)
-    rotation = np.linalg.qr(generator.standard_normal((d + null, d + null)))[0][:, :d]
-    S = rotation * np.geomspace(1.0 / condition, 1.0, d) @ rotation.T
-    v = generator.standard_normal(d + null)
-    return S, S @ v * np.sqrt(strength / (v @ S @ v))
-
-
 def sample(seed: int, n: int = 60, d: int = 4, flipped: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
     """Gaussian data off the origin, with labels of a halfspace, some of them flipped."""
     generator = np.random.default_rng(seed)
     X = generator.standard_normal((n, d)) * np.geomspace(0.5, 1.0, d) + 3.0
     return X, np.sign((X - 3.0) @ generator.standard_normal(d)) * np.where(generator.random(n) < flipped, -1.0, 1.0)
-
-
-def derivative(f, x: float, h: float = 1e-5) -> float:
-    return (f(x + h) - f(x - h)) / (2.0 * h)
 
 
 # ---- least squares --------------------------------------------------------------------------------------------------------------

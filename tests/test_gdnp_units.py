@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_gdnp import derivative, moments
+from gdnp_problems import derivative, moments
 
 from convexbn import InputError
 from convexbn.training.gdnp import LengthStatus

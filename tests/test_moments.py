@@ -13,7 +13,7 @@ from convexbn.losses import Hinge, Huber, Logistic, Loss, Squared
 from convexbn.patches import Patches, Pooling
 from convexbn.pricing import moments as module
 from convexbn.pricing import price_everywhere
-from convexbn.pricing.moments import MomentTraining, _hankel, fits, positive
+from convexbn.pricing.moments import MomentTraining, _hankel, fits_moments, positive
 from convexbn.whitening import whiten
 
 FOREVER = float("inf")
@@ -178,10 +178,10 @@ def test_consistent_moments_are_the_nearest(samples: int, half: int) -> None:
 
 
 def test_what_fits() -> None:
-    assert fits(442, 11, 2)
-    assert fits(442, 11, 3)
-    assert not fits(442, 11, 4)
-    assert not fits(50_000, 201, 2)
+    assert fits_moments(442, 11, 2)
+    assert fits_moments(442, 11, 3)
+    assert not fits_moments(442, 11, 4)
+    assert not fits_moments(50_000, 201, 2)
 
 
 def test_a_deadline_ends_it_after_one_iteration(monkeypatch: pytest.MonkeyPatch) -> None:

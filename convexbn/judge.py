@@ -16,24 +16,30 @@ from convexbn.losses import Loss
 from convexbn.network import Network, largest_worth
 from convexbn.pricing import (
     BOX_COLUMNS,
+    HULL_OUTPUTS,
+    PRODUCT_SAMPLES,
     BoxSearch,
+    FactoredTraining,
+    JointTraining,
+    MomentTraining,
+    OnCPU,
     Price,
+    RelaxedTraining,
     affordable,
     bound_by_tree,
     bound_over_outputs,
+    fits_jointly,
+    fits_moments,
+    improve_dual,
+    joint_size,
     known_price,
+    moment_size,
+    normalised,
     price_dual,
     price_everywhere,
     thorough_search,
     worths_of,
 )
-from convexbn.pricing.dual_point import improve_dual
-from convexbn.pricing.factored import FactoredTraining
-from convexbn.pricing.joint import JointTraining, fits_jointly, joint_size
-from convexbn.pricing.local import OnCPU, normalised
-from convexbn.pricing.moments import MomentTraining, fits, moment_size
-from convexbn.pricing.nonnegative import SAMPLES, RelaxedTraining
-from convexbn.pricing.outputs import OUTPUTS
 from convexbn.threads import LARGE
 from convexbn.validation import FloatArray
 
@@ -139,12 +145,12 @@ class Judge:
         rows, width = self.basis.shape
         pooled, large = self.pooling.patches > 1, self.basis.size >= LARGE
         if self.y.ndim > 1:
-            return [self._by_products] if self.y.shape[1] > OUTPUTS else [self._by_products, self._by_dual_points, self._by_outputs]
+            return [self._by_products] if self.y.shape[1] > HULL_OUTPUTS else [self._by_products, self._by_dual_points, self._by_outputs]
         if large:
             return [self._by_factors if self.factored else self._by_dual_points]
         if width <= BOX_COLUMNS and not pooled:
             return [self._by_boxes, self._by_dual_points]
-        moments = fits(rows, width, HALVES[0])
+        moments = fits_moments(rows, width, HALVES[0])
         first = [self._by_moments] if moments else [self._by_dual_points, self._by_products]
         if moments and not pooled and fits_jointly(rows, width):
             return [*first, self._by_joint_moments]
@@ -172,7 +178,7 @@ class Judge:
     def _by_products(self, found: Bound, objective: float) -> Bound:
         """The best bound of the training problem relaxed to doubly nonnegative matrices: for several outputs, or a large gap."""
         small = self.y.ndim == 1 and objective - found.proved <= TREE_GAP * objective
-        if small or len(self.basis) > SAMPLES or self.pooling.patches > 1:
+        if small or len(self.basis) > PRODUCT_SAMPLES or self.pooling.patches > 1:
             return found
         directions, outputs = self.neurons
         training = RelaxedTraining(self.basis, self.y, self.loss, self.beta, directions.T, outputs)
@@ -187,7 +193,7 @@ class Judge:
         neurons = directions.T, outputs.reshape(len(outputs))
         rows, width = self.basis.shape
         most = joint_size(rows, width) if self.pooling.patches == 1 and fits_jointly(rows, width) else np.inf
-        halves = [half for half in HALVES if half == HALVES[0] or (fits(rows, width, half) and moment_size(width, half) <= most)]
+        halves = [half for half in HALVES if half == HALVES[0] or (fits_moments(rows, width, half) and moment_size(width, half) <= most)]
         training = MomentTraining(self.basis, self.y, self.loss, self.beta, *neurons, half=halves[0], pooling=self.pooling)
         if len(halves) > 1:
             found = self._by_training(training, found, objective, patience=1, least=HASTY)
@@ -242,7 +248,7 @@ class Judge:
 
         found = max(found, searched(0.5 * self.left), key=lambda bound: bound.proved)
         near = self.best_estimate - found.proved <= FAR_GAP * objective
-        if not near and self.pooling.patches == 1 and fits(len(rows), self.basis.shape[1], HALVES[0]):
+        if not near and self.pooling.patches == 1 and fits_moments(len(rows), self.basis.shape[1], HALVES[0]):
             found = self._by_moments(found, objective)
         if objective - found.proved > PROOF_GAP * objective and self.left > 0.0:
             found = max(found, searched(self.left), key=lambda bound: bound.proved)

@@ -12,22 +12,28 @@ from convexbn.arrangements import Arrangements
 from convexbn.pricing.boxes import BOX_COLUMNS, BoxSearch, bound_by_boxes
 from convexbn.pricing.cells import Price, is_square, price_arrangements, price_square
 from convexbn.pricing.climbing import climb
+from convexbn.pricing.dual_point import improve_dual
 from convexbn.pricing.everywhere import affordable, blind, bound_by_relaxation, narrow, price_everywhere
+from convexbn.pricing.factored import FactoredTraining
 from convexbn.pricing.families import search_families
+from convexbn.pricing.joint import JointTraining, fits_jointly, joint_size
 from convexbn.pricing.local import (
     LocalSearch,
+    OnCPU,
     directions_around,
     directions_between,
     directions_near,
     distinct,
     evolve,
     local_search,
+    normalised,
     random_directions,
     search_in_stages,
     worths_of,
 )
-from convexbn.pricing.nonnegative import RelaxedTraining, bound_by_products
-from convexbn.pricing.outputs import bound_over_outputs
+from convexbn.pricing.moments import MomentTraining, fits_moments, moment_size
+from convexbn.pricing.nonnegative import PRODUCT_SAMPLES, RelaxedTraining, bound_by_products
+from convexbn.pricing.outputs import HULL_OUTPUTS, bound_over_outputs
 from convexbn.pricing.relaxation import Relaxation
 from convexbn.pricing.square import known_price, price_square_outputs
 from convexbn.pricing.thorough import mixed_search, thorough_search
@@ -37,8 +43,14 @@ from convexbn.whitening import powers_of_two
 
 __all__ = [
     "BOX_COLUMNS",
+    "HULL_OUTPUTS",
+    "PRODUCT_SAMPLES",
     "BoxSearch",
+    "FactoredTraining",
+    "JointTraining",
     "LocalSearch",
+    "MomentTraining",
+    "OnCPU",
     "Price",
     "Relaxation",
     "RelaxedTraining",
@@ -55,11 +67,17 @@ __all__ = [
     "directions_near",
     "distinct",
     "evolve",
+    "fits_jointly",
+    "fits_moments",
+    "improve_dual",
     "is_square",
+    "joint_size",
     "known_price",
     "local_search",
     "mixed_search",
+    "moment_size",
     "narrow",
+    "normalised",
     "price_arrangements",
     "price_dual",
     "price_everywhere",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convexbn.losses import Loss, of_unit_size
-from convexbn.pricing.moments import OVERSHOOT, SIGNS, positive, repeat, unit_neurons
+from convexbn.pricing.moments import SIGNS, overshot, plus, positive, repeat, unit_neurons
 from convexbn.pricing.nonnegative import mass_near
 from convexbn.pricing.polynomials import EPS, Monomials, SphereMoments
 from convexbn.validation import FloatArray
@@ -40,9 +40,6 @@ class _Parts(NamedTuple):
     products: FloatArray
     bent: FloatArray
     straight: FloatArray
-
-    def plus(self, other: _Parts, factor: float = 1.0) -> _Parts:
-        return _Parts(*(one + factor * more for one, more in zip(self, other, strict=True)))
 
 
 class Multipliers(NamedTuple):
@@ -213,11 +210,10 @@ class JointTraining:
 
     def iterate(self) -> None:
         """Consistent moments near the positive ones, then positive moments near these, then the multipliers."""
-        wanted = self.parts.plus(self.excess, -1.0)
+        wanted = plus(self.parts, self.excess, -1.0)
         sides = [self._consistent(_Parts(*(part[place] for part in wanted))) for place in range(len(SIGNS))]
         consistent = _Parts(*(np.stack(parts) for parts in zip(*sides, strict=True)))
-        beyond = _Parts(*(OVERSHOOT * one + (1.0 - OVERSHOOT) * other for one, other in zip(consistent, self.parts, strict=True)))
-        wanted = beyond.plus(self.excess)
+        wanted = plus(overshot(consistent, self.parts), self.excess)
         outputs = self._outputs(wanted)
         change = self.loss.prox(outputs, self.y, 1.0 / self.step) - outputs
         self.slope = -self.step * change
@@ -226,7 +222,7 @@ class JointTraining:
         shift = 0.5 * SIGNS[:, None] * change
         joint, right, left = (positive(part) for part in (wanted.joint, wanted.right, wanted.left))
         self.parts = _Parts(joint, right, left, products, wanted.bent + shift, wanted.straight + shift)
-        self.excess = wanted.plus(self.parts, -1.0)
+        self.excess = plus(wanted, self.parts, -1.0)
 
     def _consistent(self, wanted: _Parts) -> _Parts:
         """The moments of one measure that are nearest to the wanted parts, with the penalty on its mass, for one sign."""

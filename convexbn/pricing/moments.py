@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 from math import comb
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,8 +24,10 @@ OVERSHOOT = 1.5
 LOOK = 25  # iterations between two dual points
 SIGNS = np.array([1.0, -1.0])
 
+Parts = TypeVar("Parts", bound=NamedTuple)
 
-def fits(rows: int, width: int, half: int) -> bool:
+
+def fits_moments(rows: int, width: int, half: int) -> bool:
     """Whether the moments of degree 2 half fit in the memory: the samples' powers, and the matrix of the least squares problem."""
     numbers = [comb(width + p - 1, p) for p in range(2 * half + 1)]
     return max(rows * sum(numbers), normal_size(rows, width, half) ** 2) <= ENTRIES
@@ -47,9 +49,6 @@ class _Parts(NamedTuple):
     right: FloatArray
     left: FloatArray
     features: FloatArray
-
-    def plus(self, other: _Parts, factor: float = 1.0) -> _Parts:
-        return _Parts(*(one + factor * more for one, more in zip(self, other, strict=True)))
 
 
 class MomentTraining:
@@ -166,9 +165,8 @@ class MomentTraining:
 
     def iterate(self) -> None:
         """Consistent moments near the positive ones, then positive moments near these, then the multipliers."""
-        consistent = self._consistent(self.parts.plus(self.excess, -1.0))
-        beyond = _Parts(*(OVERSHOOT * one + (1.0 - OVERSHOOT) * other for one, other in zip(consistent, self.parts, strict=True)))
-        wanted = beyond.plus(self.excess)
+        consistent = self._consistent(plus(self.parts, self.excess, -1.0))
+        wanted = plus(overshot(consistent, self.parts), self.excess)
         outputs = self.pooling.pool(wanted.features[0] - wanted.features[1])
         stiffness = 0.5 * self.step * self.pull / self.pooling.norm**2
         change = self.loss.prox(outputs, self.y, 1.0 / stiffness) - outputs
@@ -179,7 +177,7 @@ class MomentTraining:
             self._moments(wanted.left),
             wanted.features + 0.5 * SIGNS[:, None] * self.pooling.spread(change / self.pooling.norm**2),
         )
-        self.excess = wanted.plus(self.parts, -1.0)
+        self.excess = plus(wanted, self.parts, -1.0)
 
     def _consistent(self, wanted: _Parts) -> _Parts:
         """The moments of one measure for each sign that are nearest to the wanted parts, with the penalty on their mass."""
@@ -261,6 +259,16 @@ def repeat(iterate: Callable[[], None], deadline: float) -> None:
         iterate()
         if time.perf_counter() > deadline:
             break
+
+
+def plus(parts: Parts, others: Parts, factor: float = 1.0) -> Parts:
+    """The tuple of arrays parts + factor others."""
+    return parts._make(part + factor * other for part, other in zip(parts, others, strict=True))
+
+
+def overshot(consistent: Parts, parts: Parts) -> Parts:
+    """From the parts past the consistent ones, which converges in fewer iterations."""
+    return parts._make(OVERSHOOT * one + (1.0 - OVERSHOOT) * other for one, other in zip(consistent, parts, strict=True))
 
 
 def positive(matrices: FloatArray) -> FloatArray:

@@ -9,7 +9,7 @@ import numpy as np
 from convexbn.losses import Loss, of_unit_size
 from convexbn.validation import AnyFloats, FloatArray
 
-SAMPLES = 2_500  # beyond so many, an eigen-decomposition of their matrix takes too long
+PRODUCT_SAMPLES = 2_500  # beyond so many, an eigen-decomposition of their matrix takes too long
 SINGLE = 600  # from so many on the iterations run in float32
 STEP = 100.0  # of the method of multipliers, in the unit beta / (2 mass)
 OVERSHOOT = 1.5
@@ -76,7 +76,7 @@ class RelaxedTraining:
 
     Parameters
     ----------
-    basis : (n, r+1) U', n at most `SAMPLES`
+    basis : (n, r+1) U', n at most `PRODUCT_SAMPLES`
     y, loss, beta : the program's, y of shape (n,) or (n, C)
     directions, outputs : (m, r+1) and (m, C) the neurons of a good network; none will do
     """

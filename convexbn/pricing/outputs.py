@@ -17,7 +17,7 @@ DISTINCT = 0.97  # the largest cosine between two of them
 FLATTEST = 0.05  # the least height of a cut, as a fraction of h: lower ones make vertices of the dual polytope run away
 JOGGLE = 1e-6  # relative; heights are raised by up to this much, so that no more than C cuts meet in a vertex
 BOX_SECONDS = 2.0  # for branch and bound at a cut that the relaxation leaves too high
-OUTPUTS = 5  # beyond so many, and beyond so many vertices, the convex hull takes too long
+HULL_OUTPUTS = 5  # beyond so many, and beyond so many vertices, the convex hull takes too long
 VERTICES = 200_000
 
 
@@ -53,7 +53,7 @@ def bound_over_outputs(
     The interval, with the cuts that hold the largest norm down and the neurons that come near them.
     """
     trivial = float(np.linalg.norm(v, 2)) * (1.0 + 1e-12)
-    if lower <= 0.0 or v.shape[1] > OUTPUTS:
+    if lower <= 0.0 or v.shape[1] > HULL_OUTPUTS:
         return Price(max(lower, trivial), lower, directions, outputs)
     deadline = time.perf_counter() + seconds
     cuts = _Cuts(basis, v, directions, (1.0 + tolerance) * lower, deadline)

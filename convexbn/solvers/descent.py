@@ -10,7 +10,7 @@ import numpy as np
 
 from convexbn.losses import Loss
 from convexbn.patches import NO_POOLING, Pooling
-from convexbn.pricing.local import normalised
+from convexbn.pricing import normalised
 from convexbn.smoothing import on_samples
 from convexbn.threads import side_by_side
 from convexbn.validation import FloatArray

@@ -11,6 +11,7 @@ import numpy as np
 from convexbn.patches import Pooling
 from convexbn.pricing import (
     LocalSearch,
+    OnCPU,
     affordable,
     climb,
     directions_between,
@@ -24,7 +25,6 @@ from convexbn.pricing import (
     thorough_search,
     worths_of,
 )
-from convexbn.pricing.local import OnCPU
 from convexbn.pricing.thorough import APART, NARROW, PROMISING
 from convexbn.validation import FloatArray
 

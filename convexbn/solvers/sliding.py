@@ -87,8 +87,8 @@ class SlidingFrankWolfe:
     seconds : and at most for so long, a tenth more with the last descent; something is always found first
     starts : of each pricing, random ones, with 20 samples a column or more every other one between neurons and samples instead; up to 4
         times as many where they find nothing; None: four a column, at least 64, and fewer on a large basis. As many begin around the
-        present neurons. With several outputs as many as there are neurons, or more: random ones and between neurons, then around the
-        best ends; the present neurons start too
+        present neurons. With several outputs as many as there are neurons, or more: random ones and between neurons, and twice as
+        many around neurons, then around the best ends; the present neurons start too
     seed : of the starts
     warm_start : directions (m, r+1) and outputs (m, C) to begin with, as `convexbn.neurons_of` reads them from a network
     checkpoint : a file to which the state is written after each round; a run that finds its own there goes on from it, and ends

@@ -18,6 +18,7 @@ SHARP = (0.0,)
 WIDE, CLOSE, HALF = (1.0, 0.5, 0.2), (0.1, 0.03, 0.0), 2
 WIDE_FINER, CLOSE_FINER, FEW = (1.0, 0.7, 0.5, 0.3, 0.2), (0.1, 0.05, 0.03, 0.0), 32
 MOMENTUM, GROWTH, SHRINK = 0.5, 1.2, 0.5  # of the steps
+SHARE = 4  # products with directions that two threads are worth, as many as a basis of four times as many entries
 BLOCK = 262_144  # products of rows with directions at a time: they stay in the cache
 
 
@@ -106,7 +107,7 @@ def local_search(
     """
     starts = normalised(starts)
     block = max(16, BLOCK // len(basis))
-    with side_by_side(len(basis) * len(starts)) as mapped:
+    with side_by_side(SHARE * len(basis) * len(starts)) as mapped:
         parts = list(mapped(lambda k: _ascend(basis, v, starts[k : k + block], widths, steps), range(0, len(starts), block)))
     if not parts:
         return starts, np.zeros(0)

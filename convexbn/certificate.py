@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.devices import check_device
+from convexbn.interrupts import held_interrupts
 from convexbn.judge import Judge, residuals
 from convexbn.losses import Loss, get_loss, of_unit_size
 from convexbn.network import Network
@@ -45,6 +46,7 @@ class Certificate:
     price : an upper bound on h(V), the largest ||V^T (U's)_+|| over those arrangements, before V was scaled
     dual : of the shape of y; the feasible dual point t V of the bound
     estimate : the bound if the hardest neuron that a local search found is the hardest one; above `bound` where the proof is loose
+    interrupted : whether Ctrl-C ended proof and search early: the bound holds all the same, and with more time it may be better
     """
 
     objective: float
@@ -54,6 +56,7 @@ class Certificate:
     price: float
     dual: FloatArray
     estimate: float
+    interrupted: bool = False
 
     @property
     def gap(self) -> float:
@@ -81,7 +84,7 @@ class Certificate:
     def __str__(self) -> str:
         return (
             f"objective {self.objective:.10g}, bound {self.bound:.10g}, relative gap {self.relative_gap:.1e}: "
-            f"{self.evidence.value}, over {self.scope}{self._estimated}"
+            f"{self.evidence.value}, over {self.scope}{self._estimated}{'; the proof was interrupted' if self.interrupted else ''}"
         )
 
     __repr__ = __str__  # a notebook shows what an object says, not its arrays
@@ -123,7 +126,8 @@ def certify(
         as in `fit_convex_bn`, and for the given network
     seconds : for the proof over all arrangements, unlisted, as long as its relative gap is above 1e-3; 0 leaves it to the relaxation,
         which has a second for each candidate of V anyway. The proof is valid whenever it ends, and ends in time, give or take
-        that and one step of what runs; the local search that it begins with is not cut short
+        that and one step of what runs; the local search that it begins with is not cut short. Ctrl-C ends it at once, with the best
+        bound so far
     device : where proofs for many samples and one output multiply by U': "cpu", by numpy, or "cuda", by PyTorch; bounds are evaluated
         in float64 on the CPU
 
@@ -156,45 +160,55 @@ def certify_on(
     dual: FloatArray | None,
     seconds: float,
     device: str = "cpu",
+    interrupted: bool = False,
 ) -> Certificate:
-    """`certify` on data and checked targets with their whitening, of which only what is verified here is believed."""
+    """`certify` on data and checked targets with their whitening, of which only what is verified here is believed.
+
+    Where Ctrl-C has `interrupted` already there is no proof, and the bound is a trivial one.
+    """
     check_positive(beta, "beta")
     check_budget(seconds, "seconds")
+    with held_interrupts(True) as came:  # a certificate needs the objective in any case
+        _check_network(network)
+        _check_basis(whitening, lambda: network.blocks(data))
+        _check_arrangements(arrangements, whitening, targets)
+        objective, same = network.objective(data, targets, loss, beta), network.on(data)
+        candidates = residuals(loss, targets, same.predict(data), objective)
+        if dual is not None:
+            candidates += _usable(dual, targets)
+        # A power of two, and 1 for scale 1: pricing goes up to fourth powers of V, which float64 holds in that unit, and no digit changes.
+        problem = of_unit_size(targets, loss, beta, 0.5 * float(powers_of_two(loss.scale(targets))))
+        unit = problem.unit
+        same = replace(same, outputs=same.outputs / unit)
+        judge = Judge(whitening.basis, problem.y, problem.loss, problem.beta, arrangements, same, data, seconds, check_device(device))
+        lowest = min(objective, loss.value(np.zeros(targets.shape), targets))
+    points = [candidate / unit for candidate in candidates]
+    with few_threads(whitening.basis.size):
+        found, interrupted = judge.prove(points, lowest / unit**2, interrupted=interrupted or came())
+    bound, estimate = found.proved * unit**2, min(objective, judge.best_estimate * unit**2)
+    price, point, estimate = found.price.upper * unit, found.dual * unit, max(bound, estimate)
+    return Certificate(objective, bound + 0.0, *_evidence(whitening, targets, arrangements), price, point, estimate + 0.0, interrupted)
+
+
+def _check_network(network: Network) -> None:
+    """It has the form that is judged, and numbers."""
     if network.relu_first:
         raise InputError("network has its batch normalisation after the ReLU: use convexbn.certify_post_bn")
     if not all(np.isfinite(part).all() for part in (network.weights, network.gain, network.shift, network.outputs)):
         raise InputError("network holds NaN or infinity, so its training diverged: lower the learning rate and train again")
-    _check_basis(whitening, lambda: network.blocks(data))
-    objective = network.objective(data, targets, loss, beta)
-    evidence, scope = _evidence(whitening.basis, targets, arrangements)
-    if whitening.energy < 1:
-        share = f"{100 * whitening.energy:.4g} % of the variance"
-        scope += f", for networks that read only the {whitening.rank} leading principal direction(s) of X ({share})"
-    if whitening.dropped:
-        scope += f", for networks that don't read the {whitening.dropped} nearly collinear direction(s) of X that whitening drops"
-    if arrangements is not None and targets.ndim > 1:
+
+
+def _check_arrangements(arrangements: Arrangements | None, whitening: Whitening, targets: FloatArray) -> None:
+    """They are of these data, all of them where they say so, and for one output."""
+    if arrangements is None:
+        return
+    if targets.ndim > 1:
         raise InputError(f"arrangements are listed, but y has {targets.shape[1]} outputs: leave them out to bound over all arrangements")
-    if arrangements is not None and arrangements.active.shape[1] != whitening.samples:
+    if arrangements.active.shape[1] != whitening.samples:
         rows = f"{arrangements.active.shape[1]} rows, but X has {whitening.samples}"
         raise InputError(f"arrangements are patterns of {rows}: make them from this X")
-    if arrangements is not None and arrangements.complete and not arrangements.fits(whitening.basis):
+    if arrangements.complete and not arrangements.fits(whitening.basis):
         raise InputError("arrangements are not known to be all those of X: make them by enumerate_arrangements(whiten(X).basis)")
-    same = network.on(data)
-    candidates = residuals(loss, targets, same.predict(data), objective)
-    if dual is not None:
-        candidates += _usable(dual, targets)
-    # A power of two, and 1 for scale 1: pricing goes up to fourth powers of V, which float64 holds in that unit, and no digit changes.
-    problem = of_unit_size(targets, loss, beta, 0.5 * float(powers_of_two(loss.scale(targets))))
-    unit = problem.unit
-    same = replace(same, outputs=same.outputs / unit)
-    judge = Judge(whitening.basis, problem.y, problem.loss, problem.beta, arrangements, same, data, seconds, check_device(device))
-    with few_threads(whitening.basis.size):
-        found = max((judge.bound(candidate / unit) for candidate in candidates), key=lambda bound: bound.proved)
-        if not judge.known(found.v):
-            lowest = min(objective, loss.value(np.zeros(targets.shape), targets))
-            found = judge.tightened(found, lowest / unit**2)
-    bound, estimate = found.proved * unit**2, min(objective, judge.estimate() * unit**2)
-    return Certificate(objective, bound + 0.0, evidence, scope, found.price.upper * unit, found.dual * unit, max(bound, estimate) + 0.0)
 
 
 def _usable(dual: FloatArray, y: FloatArray) -> list[FloatArray]:
@@ -205,7 +219,18 @@ def _usable(dual: FloatArray, y: FloatArray) -> list[FloatArray]:
     return [point] if np.isfinite(point).all() and np.max(np.abs(point)) <= LARGEST_TARGET else []
 
 
-def _evidence(basis: FloatArray, y: FloatArray, arrangements: Arrangements | None) -> tuple[Evidence, str]:
+def _evidence(whitening: Whitening, y: FloatArray, arrangements: Arrangements | None) -> tuple[Evidence, str]:
+    """What the bound rests on, and the arrangements and networks that it is meant for."""
+    evidence, scope = _over(whitening.basis, y, arrangements)
+    if whitening.energy < 1:
+        share = f"{100 * whitening.energy:.4g} % of the variance"
+        scope += f", for networks that read only the {whitening.rank} leading principal direction(s) of X ({share})"
+    if whitening.dropped:
+        scope += f", for networks that don't read the {whitening.dropped} nearly collinear direction(s) of X that whitening drops"
+    return evidence, scope
+
+
+def _over(basis: FloatArray, y: FloatArray, arrangements: Arrangements | None) -> tuple[Evidence, str]:
     if is_square(basis, y):
         return Evidence.PROVED, "all arrangements, in closed form (rank n - 1)"
     if arrangements is None:

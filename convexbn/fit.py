@@ -22,6 +22,7 @@ from convexbn.choices import (
 )
 from convexbn.export import to_torch
 from convexbn.features import Features, extract, stack
+from convexbn.interrupts import held_interrupts
 from convexbn.losses import Loss, get_loss
 from convexbn.network import Network, merge, recover, simplest
 from convexbn.patches import Patches, Pooling, check_input, pooling_of
@@ -64,6 +65,11 @@ class Fit:
     seconds: Mapping[str, float] = field(repr=False)
     features: Features | None = None
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the solver or the proof early; network and bound are the best so far."""
+        return self.solution.status is Status.INTERRUPTED or self.certificate.interrupted
+
     def predict(self, X: npt.ArrayLike) -> FloatArray:
         """Outputs (k,), or (k, C), for the rows of X (k, d), or for k images, with the training statistics.
 
@@ -86,13 +92,14 @@ class Fit:
         features = f"{self.network.weights.shape[1]} features"
         if self.network.patches is not None:
             features = f"{self.network.pooling.patches} patches each of {features}"
+        ended = ", the proof was interrupted" if certificate.interrupted else ""
         cut = f", {100 * self.whitening.energy:.4g} % of the variance" if self.whitening.energy < 1 else ""
         fraction = f"{program.beta / self.beta_max:.3g} of {known} beta_max {self.beta_max:.6g}" if self.beta_max > 0 else "beta_max is 0"
         lines = [
             f"ReLU network with batch normalisation: {n} samples, {features} of rank {rank}{cut}, {program.loss.name} loss",
             f"  beta          {program.beta:.6g} ({fraction})",
             f"  objective     {certificate.objective:.10g}  (of the network, from the raw data)",
-            f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value})",
+            f"  bound         {certificate.bound:.10g}  (relative gap {certificate.relative_gap:.1e}, {certificate.evidence.value}{ended})",
             f"  estimate      {certificate.estimate:.10g}  (relative gap {certificate.estimated_gap:.1e}, estimated)",
             f"  neurons       {self.network.neurons}",
             f"  arrangements  {arrangements}",
@@ -126,6 +133,9 @@ def fit_convex_bn(
 
     by its equivalent convex program, and certify it. L is a sum over samples; BN divides by the l2 norm over the full batch and
     has no epsilon (`docs/conventions.md` has PyTorch's scaling beside it). Source: Ergen et al. 2022.
+
+    Ctrl-C ends the solver or the proof, whichever runs, and the fit is returned with the best so far: `Fit.interrupted` tells. Conic
+    solvers and what comes before the solver have nothing to return, and raise.
 
     With `patches` the first layer is a convolution of images, X w_j runs over all their K n patches, whose statistics BN takes, and
     the K activations of an image are averaged or summed. With `features` the network is a deep one: features(X) takes the place of
@@ -191,7 +201,8 @@ class Prepared:
         with stage("solve", seconds, self.verbose):
             solution = self.solver.solve(program) if beta < largest else _nothing(program)
         with stage("certify", seconds, self.verbose):
-            network = _simplest(whitening, solution, self.data, program, self.patches)
+            with held_interrupts(True) as came:  # or the solver's work would be lost
+                network = _simplest(whitening, solution, self.data, program, self.patches)
             certificate = certify_on(
                 whitening,
                 self.data,
@@ -203,6 +214,7 @@ class Prepared:
                 dual=solution.dual,
                 seconds=proof_seconds,
                 device=self.solver.device if isinstance(self.solver, SlidingFrankWolfe) else "cpu",
+                interrupted=came(),
             )
         return Fit(network, certificate, solution, program, whitening, largest, seconds, self.features)
 

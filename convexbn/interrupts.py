@@ -1,4 +1,4 @@
-"""Ctrl-C where several processes work on one problem: it is held back until all of them know."""
+"""Ctrl-C where several processes work on one problem, or work would be lost: it is held back until all know, or until that is done."""
 
 from __future__ import annotations
 

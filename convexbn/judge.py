@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -88,7 +88,7 @@ class Training(Protocol):
 
 
 class Judge:
-    """Turns candidates for the dual point into bounds, and remembers the best estimate on the way."""
+    """Turns candidates for the dual point into bounds, and remembers the best bound and the best estimate on the way."""
 
     def __init__(
         self,
@@ -111,10 +111,28 @@ class Judge:
         self.mass = network.balanced().penalty()
         self.best_estimate = -np.inf
         self.best: tuple[FloatArray, Price] | None = None
+        self.found: Bound | None = None
 
-    def bound(self, candidate: FloatArray) -> Bound:
+    def prove(self, candidates: list[FloatArray], objective: float, *, interrupted: bool = False) -> tuple[Bound, bool]:
+        """The best bound, and whether Ctrl-C ended the search for it or, where it is `interrupted`, came before; `best_estimate` beside it.
+
+        Every bound holds whenever the search ends. Where there is none yet, it is that of the first candidate at the trivial price.
+        """
+        points = [-self.loss.project(-candidate, self.y) for candidate in candidates]
+        try:
+            if interrupted:
+                raise KeyboardInterrupt
+            for v in points:
+                self.bound(v)
+            if self.found is not None and not self.known(self.found.v):
+                self.tightened(self.found, objective)
+            self.best_estimate = self.estimate()
+        except KeyboardInterrupt:
+            interrupted = True
+        return self.found or self.scaled(points[0], self._trivial(points[0])), interrupted
+
+    def bound(self, v: FloatArray) -> Bound:
         """-L*(-t V) with t h(V) <= beta, and the estimate that goes with it."""
-        v = -self.loss.project(-candidate, self.y)
         price = price_dual(self.basis, self.pooling.spread(v), self.arrangements, seconds=self.patience)
         estimate = best_scale(dual_values(self.loss, self.y, v), self.beta, max(price.lower, self._own(v)))[1]
         if self.best is None or estimate > self.best_estimate:
@@ -125,7 +143,14 @@ class Judge:
         """The bound of v; the network's own neurons count in its price, so that the bound can't pass the network's objective."""
         price = replace(price, upper=max(price.upper, self._own(v)))
         scale, proved = best_scale(dual_values(self.loss, self.y, v), self.beta, price.upper)
-        return Bound(proved, v, scale * v, price)
+        bound = Bound(proved, v, scale * v, price)
+        self.found = bound if self.found is None else max(self.found, bound, key=lambda one: one.proved)
+        return bound
+
+    def _trivial(self, v: FloatArray) -> Price:
+        """An interval that takes no search: ||V^T (U's)_+|| is at most the spectral norm of V, as U' has orthonormal columns."""
+        upper = float(np.linalg.norm(self.pooling.spread(v), 2)) * (1.0 + 1e-12)
+        return Price(upper, 0.0, np.zeros((1, self.basis.shape[1])), np.ones((1, v.size // len(v))))
 
     @property
     def left(self) -> float:
@@ -242,9 +267,17 @@ class Judge:
         searches = [BoxSearch(self.basis, side, price.lower, tolerance=0.5 * PROOF_GAP) for side in (rows, -rows)]
 
         def searched(seconds: float) -> Bound:
-            with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
-                upper = max(threads.map(lambda search: search.advance(seconds), searches))
-            return self.scaled(v, replace(price, upper=upper))
+            try:
+                with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock: two cores share the two signs
+                    try:
+                        list(threads.map(lambda search: search.advance(seconds), searches))
+                    except KeyboardInterrupt:  # it comes to this thread alone, which waits for the others
+                        for search in searches:
+                            search.stop()
+                        raise
+            finally:
+                better = self.scaled(v, replace(price, upper=max(search.upper for search in searches)))
+            return better
 
         found = max(found, searched(0.5 * self.left), key=lambda bound: bound.proved)
         near = self.best_estimate - found.proved <= FAR_GAP * objective
@@ -259,17 +292,25 @@ class Judge:
         if objective - found.proved > TREE_GAP * objective:
             return found
         rows = self.pooling.spread(found.v)
-        upper = bound_by_tree(self.basis, rows, found.price, tolerance=0.5 * PROOF_GAP, seconds=self.left)
-        return self.scaled(found.v, replace(found.price, upper=upper))
+        uppers = bound_by_tree(self.basis, rows, found.price, tolerance=0.5 * PROOF_GAP, seconds=self.left)
+        return self._last(found.v, found.price, (replace(found.price, upper=upper) for upper in uppers))
 
     def _by_outputs(self, found: Bound, objective: float) -> Bound:
         """More cuts in the space of outputs, each as high as it has to be, at the point with the best estimate where boxes can do it."""
         assert self.best is not None
         v, price = self.best if self.basis.shape[1] <= BOX_COLUMNS else (found.v, found.price)
-        better = bound_over_outputs(
-            self.basis, self.pooling.spread(v), price.directions, price.outputs, price.lower, tolerance=FINE * PROOF_GAP, seconds=self.left
-        )
-        return self.scaled(v, better)
+        rows, neurons = self.pooling.spread(v), (price.directions, price.outputs)
+        prices = bound_over_outputs(self.basis, rows, *neurons, price.lower, tolerance=FINE * PROOF_GAP, seconds=self.left)
+        return self._last(v, price, prices)
+
+    def _last(self, v: FloatArray, price: Price, better: Iterator[Price]) -> Bound:
+        """The bound of v at the last of ever better prices: where Ctrl-C comes, at the last that there is."""
+        try:
+            for price in better:  # noqa: B007
+                pass
+        finally:
+            found = self.scaled(v, price)
+        return found
 
     def estimate(self) -> float:
         """The best estimate, after one more search, which begins around the network's neurons too.

@@ -184,7 +184,7 @@ def fit_path(
     fits: list[Fit] = []
     try:
         for fit in _points(ready, strengths, proof_seconds):
-            if fit.solution.status is Status.INTERRUPTED:
+            if fit.interrupted:
                 raise KeyboardInterrupt
             fits.append(fit)
             if verbose:

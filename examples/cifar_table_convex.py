@@ -1,6 +1,6 @@
 """The rows of `cifar_table.py` that are trained by convex programs, on one-hot targets, and exported to PyTorch."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -9,6 +9,8 @@ from cifar_table_data import Part, Settings, Trained, WithMirror, coordinates, p
 from convexbn import (
     Certificate,
     Evidence,
+    Fit,
+    GatedFit,
     GatedSolver,
     LocalGates,
     Network,
@@ -23,6 +25,7 @@ from convexbn.features import random_layers
 from convexbn.solvers.masked import MAX_MEMORY
 
 LOOSE = 0.5  # relative gap: a proof that is looser says less than the estimate
+AnyFit = TypeVar("AnyFit", Fit, GatedFit)
 FOREVER = 1e9  # seconds: steps are counted, so that a busy machine has the same table
 
 
@@ -31,6 +34,13 @@ def trained(model: nn.Module, certificate: Certificate) -> Trained:
     loose = certificate.relative_gap > LOOSE
     bound, evidence = (certificate.estimate, Evidence.ESTIMATED) if loose else (certificate.bound, certificate.evidence)
     return Trained(model, certificate.objective, bound, evidence.value)
+
+
+def uninterrupted(fit: AnyFit) -> AnyFit:
+    """A fit that Ctrl-C ended early makes no row: the next run goes on with it."""
+    if fit.interrupted:
+        raise KeyboardInterrupt
+    return fit
 
 
 def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
@@ -66,8 +76,9 @@ def gated(part: Part, settings: Settings, seed: int, device: str) -> Trained:
         max_memory=settings.get("memory", MAX_MEMORY),
         **reading,
     )
+    network = uninterrupted(fit).to_torch()
     path.unlink(missing_ok=True)
-    return trained(nn.Sequential(*before.double(), fit.to_torch()), fit.certificate)
+    return trained(nn.Sequential(*before.double(), network), fit.certificate)
 
 
 def all_arrangements(part: Part, settings: Settings, seed: int, device: str) -> Trained:
@@ -85,7 +96,7 @@ def all_arrangements(part: Part, settings: Settings, seed: int, device: str) -> 
         **reading,
     )
     flatten = [] if "patch" in settings else [nn.Flatten()]
-    return trained(nn.Sequential(*flatten, *fit.to_torch()), fit.certificate)
+    return trained(nn.Sequential(*flatten, *uninterrupted(fit).to_torch()), fit.certificate)
 
 
 def sampled_arrangements(part: Part, settings: Settings, seed: int, device: str) -> Trained:
@@ -96,13 +107,15 @@ def sampled_arrangements(part: Part, settings: Settings, seed: int, device: str)
     before = principal(part, settings["rank"])
     rows = coordinates(before, part).double().numpy()
     fits = [
-        fit_convex_bn(
-            rows,
-            targets,
-            beta=settings["fraction"] * beta_max(rows, targets) or 1.0,  # 0 for a class without images
-            arrangements=settings["arrangements"],
-            seed=seed,
-            verbose=True,
+        uninterrupted(
+            fit_convex_bn(
+                rows,
+                targets,
+                beta=settings["fraction"] * beta_max(rows, targets) or 1.0,  # 0 for a class without images
+                arrangements=settings["arrangements"],
+                seed=seed,
+                verbose=True,
+            )
         )
         for targets in part.targets.T
     ]
@@ -128,4 +141,4 @@ def closed_form(part: Part, settings: Settings, seed: int, device: str) -> Train
     pixels = part.pixels
     features = random_layers(pixels, below, seed=seed) if below else None
     fit = fit_convex_bn(pixels, part.targets, beta=part.square_beta(settings["fraction"]), features=features, solver="closed form")
-    return trained(nn.Sequential(nn.Flatten(), *fit.to_torch()), fit.certificate)
+    return trained(nn.Sequential(nn.Flatten(), *uninterrupted(fit).to_torch()), fit.certificate)

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from convexbn import Evidence, Fit, Status, fit_convex_bn
+from convexbn import Evidence, Fit, fit_convex_bn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,9 +77,9 @@ def load(effort: Effort) -> list[Task]:
 
 
 def train(task: Task) -> Fit:
-    """Fit with the defaults; a solver that was interrupted returns what it has, but here the user wants out."""
+    """Fit with the defaults; a solver or a proof that was interrupted returns what it has, but here the user wants out."""
     fit = fit_convex_bn(task.X, task.y, loss=task.loss)
-    if fit.solution.status is Status.INTERRUPTED:
+    if fit.interrupted:
         raise KeyboardInterrupt
     return fit
 

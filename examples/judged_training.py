@@ -85,7 +85,10 @@ def problems(quick: bool) -> Iterator[Problem]:
 def problem(name: str, X: np.ndarray, y: np.ndarray, fraction: float) -> Problem:
     """With beta a fraction of beta_max, and as much time for the proof as it takes."""
     X = (X - X.mean(axis=0)) / X.std(axis=0)
-    return Problem(name, X, y, fit_convex_bn(X, y, beta=fraction * beta_max(X, y), proof_seconds=60.0))
+    fit = fit_convex_bn(X, y, beta=fraction * beta_max(X, y), proof_seconds=60.0)
+    if fit.interrupted:
+        raise KeyboardInterrupt
+    return Problem(name, X, y, fit)
 
 
 def networks(features: int, seeds: int, full_norm: bool) -> nn.Sequential:

@@ -21,7 +21,8 @@ each_data = pytest.mark.parametrize("X", degenerate_data().values(), ids=list(de
 
 def by_tree(basis: np.ndarray, v: np.ndarray, price: Price, *, tolerance: float = TOLERANCE, seconds: float = 20.0) -> float:
     """The tree's bound from the neurons of a price of both signs."""
-    return bound_by_tree(basis, v, price, tolerance=tolerance, seconds=seconds)
+    *_, upper = bound_by_tree(basis, v, price, tolerance=tolerance, seconds=seconds)
+    return upper
 
 
 def loose_case() -> tuple[np.ndarray, np.ndarray, Price]:

@@ -56,6 +56,11 @@ class GatedFit:
     beta_max: float
     seconds: Mapping[str, float] = field(repr=False)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the solver early; network and bound are the best so far."""
+        return self.solution.status is Status.INTERRUPTED
+
     def predict(self, X: npt.ArrayLike) -> FloatArray:
         """Outputs (k,), or (k, C), for the rows of X (k, d), or for k images, through the gates."""
         return self.network.predict(X)
@@ -218,7 +223,7 @@ def fit_gated_path(
     for beta in chosen.at(prepared.beta_max):
         try:
             fit = prepared.fit(float(beta), the_solver, fits[-1].solution.weights if fits else None)
-            if fit.solution.status is Status.INTERRUPTED:
+            if fit.interrupted:
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             if not fits:

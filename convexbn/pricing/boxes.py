@@ -87,7 +87,7 @@ class BoxSearch:
     def __init__(self, basis: FloatArray, v: FloatArray, lower: float, *, tolerance: float) -> None:
         width = basis.shape[1]
         self._samples = _Samples(basis, v, (1.0 + tolerance) * lower)
-        self._done = 0.0
+        self._done, self._stopped = 0.0, False
         identity = np.eye(width)
         faces = np.concatenate([identity, -identity])
         trivial = np.full(len(faces), trivial_bound(v))
@@ -96,9 +96,21 @@ class BoxSearch:
     def advance(self, seconds: float) -> float:
         """The bound after so many seconds more, or when it is good to the tolerance."""
         deadline = time.perf_counter() + seconds
-        while len(self._open) and time.perf_counter() < deadline:
+        while len(self._open) and not self._late(deadline):
             self._halve_the_worst(deadline)
+        return self.upper
+
+    @property
+    def upper(self) -> float:
+        """The bound so far."""
         return max(self._done, float(np.max(self._open.bound, initial=0.0)))
+
+    def stop(self) -> None:
+        """End the search, which may run in another thread, as if its time were up."""
+        self._stopped = True
+
+    def _late(self, deadline: float) -> bool:
+        return self._stopped or time.perf_counter() >= deadline
 
     def _halve_the_worst(self, deadline: float) -> None:
         """The worst of the open boxes are replaced by those of their halves that are not done."""
@@ -110,7 +122,7 @@ class BoxSearch:
         rest[worst] = False
         chosen, parts = boxes.take(worst), [boxes.take(rest)]
         for first in range(0, count, BATCH):
-            if time.perf_counter() >= deadline:
+            if self._late(deadline):
                 parts.append(chosen.take(slice(first, None)))
                 break
             children = self._samples.bounded(chosen.take(slice(first, first + BATCH)).halved())

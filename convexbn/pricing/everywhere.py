@@ -46,7 +46,8 @@ def price_everywhere(
         upper = bound_by_relaxation(basis, v, price.directions, price.outputs, seconds=seconds)
         return replace(price, upper=max(upper, price.lower))
     price = _of_all_outputs(basis, v, directions)
-    return bound_over_outputs(basis, v, price.directions, price.outputs, price.lower, seconds=seconds)
+    *_, best = bound_over_outputs(basis, v, price.directions, price.outputs, price.lower, seconds=seconds)
+    return best
 
 
 def narrow(basis: FloatArray) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -30,8 +31,8 @@ def bound_over_outputs(
     *,
     tolerance: float = 3e-4,
     seconds: float = 2.0,
-) -> Price:
-    """A proved upper bound on h(V) = max over ||s|| <= 1 of ||V^T (U's)_+||, V of shape (n, C), good to `tolerance` if time suffices.
+) -> Iterator[Price]:
+    """Ever smaller proved upper bounds on h(V) = max over ||s|| <= 1 of ||V^T (U's)_+||, V (n, C), to `tolerance` if time suffices.
 
     The vectors y = V^T (U's)_+ fill a set Y in R^C, and h(V) is the largest norm in it. For a unit w a scalar relaxation R(V w)
     bounds w^T y over Y, so Y lies in the polytope { y : w_k^T y <= R_k } of any number of cuts w_k, and h(V) is at most the
@@ -48,13 +49,14 @@ def bound_over_outputs(
     lower : a value that is attained
     tolerance, seconds : when to stop
 
-    Returns
-    -------
-    The interval, with the cuts that hold the largest norm down and the neurons that come near them.
+    Yields
+    ------
+    The interval after each look at the vertices, with the cuts that hold the largest norm down and the neurons that come near them.
     """
     trivial = float(np.linalg.norm(v, 2)) * (1.0 + 1e-12)
     if lower <= 0.0 or v.shape[1] > HULL_OUTPUTS:
-        return Price(max(lower, trivial), lower, directions, outputs)
+        yield Price(max(lower, trivial), lower, directions, outputs)
+        return
     deadline = time.perf_counter() + seconds
     cuts = _Cuts(basis, v, directions, (1.0 + tolerance) * lower, deadline)
     identity = np.eye(v.shape[1])
@@ -69,6 +71,7 @@ def bound_over_outputs(
         reached = cuts.reached(simplices, corners)
         if reached > 0.5 and _covers(cuts.points, simplices):  # below, the corners are nothing but rounding
             upper = min(upper, float(np.max(norms)) / reached * (1.0 + 1e-12))
+        yield Price(max(upper, lower), lower, *cuts.hottest(lower))
         if upper <= cuts.goal or time.perf_counter() > deadline or len(simplices) > VERTICES:
             break
         furthest = np.argsort(-norms)[: 100 * SEVERAL]
@@ -78,7 +81,6 @@ def bound_over_outputs(
             if time.perf_counter() < deadline:
                 cuts.add(w)
         wanted = wanted[SEVERAL:]
-    return Price(max(upper, lower), lower, *cuts.hottest(lower))
 
 
 class _Cuts:

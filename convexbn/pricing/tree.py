@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,12 +39,12 @@ class _Aim:
     deadline: float
 
 
-def bound_by_tree(basis: FloatArray, v: FloatArray, price: Price, *, tolerance: float, seconds: float) -> float:
-    """A proved upper bound on h(V), V of shape (n,), at most (1 + tolerance) `price.lower` if the time suffices.
+def bound_by_tree(basis: FloatArray, v: FloatArray, price: Price, *, tolerance: float, seconds: float) -> Iterator[float]:
+    """Ever smaller proved upper bounds on h(V), V of shape (n,), the last at most (1 + tolerance) `price.lower` if the time suffices.
 
     Regions of the sphere are bounded by the relaxation, whose cuts and ranges tighten as they shrink. The worst region is split
     first, across the direction in which the relaxation's optimum is spread most: there it mixes neurons that a split separates.
-    The answer is the largest bound left, valid whenever the search stops.
+    What is proved is the largest bound left, told after each split and valid whenever the search stops.
 
     Parameters
     ----------
@@ -55,20 +56,23 @@ def bound_by_tree(basis: FloatArray, v: FloatArray, price: Price, *, tolerance: 
     size = float(np.max(np.abs(v), initial=0.0))
     trivial = float(np.linalg.norm(v)) * (1.0 + 1e-12)
     if size == 0.0 or price.lower <= 0.0:
-        return trivial
+        yield trivial
+        return
     unit = float(powers_of_two(size))
     lower = price.lower / unit
     aim = _Aim(lower, (1.0 + tolerance) * lower, time.perf_counter() + seconds)
-    return min(trivial, price.upper, unit * _search(basis, v / unit, price.directions, price.outputs, aim))
+    for upper in _search(basis, v / unit, price.directions, price.outputs, aim):
+        yield min(trivial, price.upper, unit * upper)
 
 
-def _search(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray, aim: _Aim) -> float:
+def _search(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: FloatArray, aim: _Aim) -> Iterator[float]:
     """The same for V of unit size: multipliers have units, and descent goes the same way in every one so."""
     whole = Region.whole(basis.shape[1])
     roots = [(w * v, Relaxation(basis, whole).start(direction)) for w, direction in zip(outputs[:, 0], directions, strict=True)]
     heap = [_bounded(basis, side, whole, x, aim, np.inf, number) for number, (side, x) in enumerate(roots)]
     heapq.heapify(heap)
     done, count = 0.0, len(heap)
+    yield max(0.0, *(-node.key for node in heap))
     while heap and time.perf_counter() < aim.deadline:
         if len(heap) * heap[0].x.nbytes > MEMORY:  # the newest to the front, whatever its bound
             newest = max(range(len(heap)), key=lambda place: heap[place].number)
@@ -81,7 +85,7 @@ def _search(basis: FloatArray, v: FloatArray, directions: FloatArray, outputs: F
                 done = max(done, -child.key)
             else:
                 heapq.heappush(heap, child)
-    return max(done, *(-node.key for node in heap), 0.0)
+        yield max(done, 0.0, *(-node.key for node in heap))
 
 
 def _bounded(basis: FloatArray, v: FloatArray, region: Region, x: FloatArray, aim: _Aim, bound: float, number: int) -> _Node:

@@ -58,7 +58,8 @@ class Conic:
 
     Variables are s_i, s_i', their norms and the predictions; the cone constraints and the map to the predictions are written
     as sparse matrices here, since CVXPY's own compilation of them takes longer than solving. The program is solved for targets
-    of unit size and scaled back.
+    of unit size and scaled back. Ctrl-C leaves nothing to return and raises `KeyboardInterrupt`, but for SCS, which catches the signal and
+    ends: CVXPY has the same word for that as for a breakdown.
 
     Attributes
     ----------

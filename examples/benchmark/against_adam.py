@@ -118,6 +118,8 @@ def main() -> None:
         start = time.perf_counter()
         fit = fit_convex_bn(X, y, beta=beta, solver="sliding")
         seconds = time.perf_counter() - start
+        if fit.interrupted:
+            raise KeyboardInterrupt
         runs, values, adam_seconds = tuned(X, y, beta)
         results.append((name, fit, runs, values))
         ours_total, adam_total = ours_total + seconds, adam_total + adam_seconds

@@ -55,6 +55,8 @@ def row(case: tuple[str, int, int, float], X: np.ndarray, y: np.ndarray, seconds
     rank, solver = (RANK, ROUGH) if name == CIFAR[0] else (None, "sliding")
     start = time.perf_counter()
     fit = fit_convex_bn(X, y, fraction=fraction, rank=rank, solver=solver, proof_seconds=seconds)
+    if fit.interrupted:
+        raise KeyboardInterrupt
     proof = fit.seconds["certify"]
     training = time.perf_counter() - start - proof
     gaps = f"{fit.certificate.estimated_gap:.1e}", f"{fit.certificate.relative_gap:.1e}"

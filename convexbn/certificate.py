@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from convexbn.arrangements import Arrangements
 from convexbn.devices import check_device
+from convexbn.dual import residuals
 from convexbn.interrupts import held_interrupts
-from convexbn.judge import Judge, residuals
+from convexbn.judge import Judge
 from convexbn.losses import Loss, get_loss, of_unit_size
 from convexbn.network import Network
 from convexbn.pricing import is_square

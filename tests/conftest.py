@@ -16,4 +16,4 @@ def rough(monkeypatch: pytest.MonkeyPatch) -> None:
     from estimator_data import unproved
 
     monkeypatch.setattr("convexbn.fit.certify_on", unproved)
-    monkeypatch.setattr("convexbn.solvers.sliding.POLISH", (1e-3,))
+    monkeypatch.setattr("convexbn.solvers.rounds.POLISH", (1e-3,))

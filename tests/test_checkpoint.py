@@ -38,7 +38,7 @@ def test_a_state_comes_back_and_no_other_run_takes_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", [3, "", "none/run.npz", "."])
 def test_what_can_hold_no_checkpoint_is_said_before_the_first_round(path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("convexbn.solvers.sliding._Run.begin", None)
+    monkeypatch.setattr("convexbn.solvers.rounds.Rounds.begin", None)
     with pytest.raises(InputError, match=r"^checkpoint = "):
         SlidingFrankWolfe(checkpoint=path).solve(program())
 

@@ -166,7 +166,7 @@ def test_an_interrupt_returns_the_best_so_far(monkeypatch):
             raise KeyboardInterrupt
         return fit_amplitudes(*arguments, **settings)
 
-    monkeypatch.setattr("convexbn.solvers.sliding.fit_amplitudes", interrupted)
+    monkeypatch.setattr("convexbn.solvers.rounds.fit_amplitudes", interrupted)
     X, y = tabular(60, 3, 2)
     solution = SlidingFrankWolfe().solve(Program(whiten(X).basis, y, Squared(), 0.1, None))
     assert solution.status is Status.INTERRUPTED

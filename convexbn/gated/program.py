@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convexbn.choices import without_rounding
+from convexbn.dual import best_scale
 from convexbn.gated.penalties import GroupNorm, Penalty
-from convexbn.judge import best_scale
 from convexbn.losses import Loss, of_unit_size
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.shards import Shards

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from convexbn.arrangements import Arrangements
 from convexbn.certificate import Certificate, Evidence
 from convexbn.choices import BETA_FRACTION, ENUMERATE_UP_TO, choose_beta, without_rounding
+from convexbn.dual import best_scale, dual_values, residuals
 from convexbn.export import to_torch
-from convexbn.judge import best_scale, dual_values, residuals
 from convexbn.losses import Loss, Squared, get_loss
 from convexbn.network import Network, largest_worth, simplest
 from convexbn.post_bn.conic import Neurons, solve_cells

@@ -37,6 +37,7 @@ KEPT = 100  # maxima that searches begin with, worth more than beta (1 - sqrt(ga
 FACETS = 1.0 - 1e-9  # cosine from which two maxima are one
 # The last digits: climbs as long as they gain something, then descent on ever sharper kinks, down to a part of the tolerance.
 POLISH, POLISHED, SETTLED = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 1e-3, 1e-7
+LAST_ACCURACY = 0.05  # of the amplitudes, of the gap
 DONE = 0.1  # of the tolerance: below that there are no digits left that anybody asked for
 PATIENCE = 1.1  # times the seconds, polish included
 
@@ -190,13 +191,17 @@ class Rounds:
                 break
 
     def add(self, directions: FloatArray) -> None:
-        """Solve for the amplitudes of the present neurons and of these ones."""
+        """Solve for the amplitudes of the present neurons and of these ones, in time."""
         self.look_at_clock()
+        self.solve(directions, self.effort.accuracy)
+
+    def solve(self, directions: FloatArray, accuracy: float) -> None:
+        """The same, whatever the time, to a share of the gap."""
         state = self.state
         outputs = np.concatenate([state.neurons.outputs, np.zeros((len(directions), state.y.shape[1]))])
         directions = np.concatenate([state.neurons.directions, directions])
-        accuracy = max(1e-7, self.effort.accuracy * state.gap)
-        outputs = fit_amplitudes(state.features(directions), state.y, outputs, state.beta, state.smooth_loss, tolerance=accuracy)
+        tolerance = max(1e-7, accuracy * state.gap)
+        outputs = fit_amplitudes(state.features(directions), state.y, outputs, state.beta, state.smooth_loss, tolerance=tolerance)
         neurons = Neurons(directions, outputs).take(np.linalg.norm(outputs, axis=1) > 0)
         state.accept(Neurons(*merge_cells(state.basis, *neurons)) if self.sharp else neurons)
 
@@ -252,6 +257,8 @@ class Rounds:
                 continue
             state.width = width
             state.accept(self.slid(exact, state.best, 300, self.last))
+            if not self.single:  # else the own neurons of the network break h(V) <= beta at its residual, which makes a bad dual point
+                self.solve(state.pool[:0], LAST_ACCURACY)
             state.multiply()
         if state.lowest < state.bound:  # no bound then: a search had missed the hardest neuron
             state.neurons, state.bound = state.best, -np.inf

@@ -32,7 +32,9 @@ def thorough_search(
     local: LocalSearch, basis: FloatArray, v: FloatArray, neurons: FloatArray, count: int, seed: tuple[int, ...]
 ) -> FloatArray:
     """Unit directions to which climbs lead from the best ends of a `mixed_search`, and blind ones; on a large basis, where climbs are
-    dear, the ends. With several outputs from those of a search for families too, in half of the time.
+    dear, the ends.
+
+    With several outputs half of the time, or more where there are many neurons, is for a search for families.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ def thorough_search(
     seed : of both
     """
     if v.shape[1] > 1:
-        families = search_families(local, basis, v, neurons, -(-count // DEARER), seed)[0]
+        families = search_families(local, basis, v, neurons, max(-(-count // DEARER), len(neurons)), seed)[0]
         ends = np.concatenate([families, mixed_search(local, v, neurons, -(-count // 2), seed)])
     else:
         ends = mixed_search(local, v, neurons, count, seed)

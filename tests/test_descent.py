@@ -8,7 +8,7 @@ import pytest
 from convexbn import SlidingFrankWolfe, Squared, threads, whiten
 from convexbn.patches import NO_POOLING, Pooling
 from convexbn.program import Program
-from convexbn.solvers import descent, sliding, torch_layer
+from convexbn.solvers import descent, rounds, torch_layer
 from convexbn.solvers.descent import LayerOnCPU, slide
 from convexbn.solvers.torch_layer import LayerOnDevice
 
@@ -88,7 +88,7 @@ def test_a_run_with_descent_by_torch_ends_at_the_same_optimum(monkeypatch: pytes
     basis, y = whiten(generator.standard_normal((30, 2))).basis, np.eye(2)[np.arange(30) % 2]
     program = Program(basis, y, Squared(), 0.5, None)
     expected = SlidingFrankWolfe(tolerance=1e-4).solve(program).trace[-1]
-    monkeypatch.setattr(sliding, "LayerOnCPU", lambda basis, pooling: LayerOnDevice(basis, "cpu", pooling))
+    monkeypatch.setattr(rounds, "LayerOnCPU", lambda basis, pooling: LayerOnDevice(basis, "cpu", pooling))
     assert SlidingFrankWolfe(tolerance=1e-4).solve(program).trace[-1].objective == pytest.approx(expected.objective, rel=1e-5)
 
 

@@ -5,9 +5,10 @@ import pytest
 
 from convexbn import whiten
 from convexbn.patches import NO_POOLING
-from convexbn.pricing import climb, directions_between, random_directions, search_in_stages
+from convexbn.pricing import climb, directions_between, random_directions, search_in_stages, thorough_search
 from convexbn.pricing.families import FOLLOWING, NEAR
 from convexbn.pricing.local import CLOSE, WIDE
+from convexbn.pricing.thorough import DEARER
 from convexbn.solvers.searching import MOST, THOROUGH, Reach, Search
 
 
@@ -68,6 +69,16 @@ def test_a_thorough_search_starts_as_often_as_all_before_it():
         found = search.thorough(v, random_directions(2, 4, (1,)), draw)
         assert sum(sizes) == 2 * starts
         assert search.worths(v, climb(basis, v, found)) == pytest.approx(search.worths(v, found), rel=1e-9)
+
+
+def test_a_thorough_search_for_families_starts_at_least_as_often_as_there_are_neurons():
+    basis, v = several()
+    search = Search(basis, NO_POOLING, 1.0, 8, 0, "cpu")
+    sizes = counted(search)
+    for neurons, count in ((2, 8), (40, 40)):
+        sizes.clear()
+        thorough_search(search.local, basis, v, random_directions(neurons, 21, (1,)), DEARER * 8, (0,))
+        assert sizes[0] == count // 2 + NEAR * count
 
 
 def test_rounded_kinks_find_higher_maxima_than_sharp_ones():

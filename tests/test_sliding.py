@@ -91,6 +91,19 @@ def test_above_beta_max_the_zero_network_is_proved_optimal():
     assert fit.certificate.relative_gap < 1e-6
 
 
+def test_residuals_of_unfinished_runs_price_their_own_neurons_at_beta():
+    """With several outputs; without amplitudes after the last descent they were off by 1e-3 here, and so was the bound."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((120, 8))
+    y = np.maximum(X @ generator.standard_normal((8, 3)), 0.0) + 0.3 * generator.standard_normal((120, 3))
+    program = Program(whiten(X).basis, y - y.mean(axis=0), Squared(), 2.0, None)
+    solution = SlidingFrankWolfe(rounds=4).solve(program)
+    assert solution.trace[-1].gap > 1e-5
+    active = np.maximum(program.basis @ solution.directions.T, 0.0)
+    worths = np.linalg.norm((program.y - active @ solution.outputs).T @ active, axis=0)
+    assert worths == pytest.approx(np.full(len(worths), 2.0), rel=1e-4)
+
+
 def test_several_outputs_descend_below_the_sum_of_single_ones():
     """The joint penalty sum_j ||s_j|| ||w_j|| is at most that of one network an output."""
     X, _ = tabular(60, 3, 4)

@@ -225,17 +225,8 @@ class Rounds:
     def slid(self, layer: Layer, neurons: Neurons, steps: int, deadline: float) -> Neurons:
         """The neurons after descent on kinks of the present width."""
         state = self.state
-        end = slide(
-            layer,
-            state.y,
-            *neurons,
-            state.beta,
-            state.smooth_loss,
-            state.width,
-            steps=steps,
-            deadline=deadline,
-        )
-        return Neurons(*end)
+        problem = state.y, *neurons, state.beta, state.smooth_loss, state.width
+        return Neurons(*slide(layer, *problem, steps=steps, deadline=deadline))
 
     def polish(self) -> None:
         """The last digits, which rounds don't pay for: climbs while they gain, then descent with ever sharper kinks."""

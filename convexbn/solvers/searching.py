@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from convexbn.pricing import (
     thorough_search,
     worths_of,
 )
+from convexbn.pricing.families import AROUND, SHORT
 from convexbn.pricing.thorough import APART, NARROW, PROMISING
 from convexbn.validation import FloatArray
 
@@ -32,10 +33,10 @@ PER_COLUMN, FEWEST = 4, 64  # random starts; for a large basis fewer
 MOST = 4  # times as many, before it is believed that there is nothing to find
 FINE = 0.03, 0.0  # kinks of searches that begin at neurons
 # With one output, hasty searches, while the gap is large, have few kinks, and begin half at random and half at these distances from
-# neurons. Of later ones four fifths begin AROUND neurons, where most of what is missing lies then: at n = 2000, r = 50 and a gap of 1e-3
-# starts so far away led to five times as many maxima a second as nearer ones, and to ten times as many as random ones.
+# neurons. Of later ones up to four fifths begin AROUND neurons, where most of what is missing lies then: at n = 2000, r = 50 and a gap
+# of 1e-3 starts so far away led to five times as many maxima a second as nearer ones, and to ten times as many as random ones.
 HASTY, DISTANCES = (0.3, 0.1, 0.03), (0.2, 0.35, 0.5)
-AROUND, SHORT, NEAR = (0.4, 0.6, 0.8, 1.0), (0.3, 0.2, 0.1, 0.05, 0.0), 4
+NEAR = 4  # of them for each at random, where there are enough neurons
 # Climbs are for the last digits: neurons sit on so many facets then that searches end below them, and each has maxima beside it.
 FEET = 40  # that climbs begin at, at most, in each batch of starts
 THOROUGH = 2000  # starts, at least, of a thorough search; for a large basis fewer
@@ -89,16 +90,15 @@ class Search:
         if reach is Reach.SHARP:
             found = self.climbed(v, np.concatenate([neurons, known]), neurons[:0])
             return self.sharp(found, v, neurons, enough, (self.seed, draw), look_at_clock)
-        parts, spent = [neurons], 0
-        while spent < MOST * self.starts:
+        parts = [neurons]
+        for spent, count in self.batches():
             look_at_clock()
-            count, seed = max(spent, self.starts), (self.seed, draw, spent)
+            seed = (self.seed, draw, spent)
             starts = self.begin(neurons, count, seed)
             sharp = spent == self.starts
             parts.append(self.local(rows, starts, NARROW) if sharp else search_in_stages(self.local, self.basis, rows, starts))
-            around = max(count, min(NEAR * count, NEAR * len(neurons)))
+            around = max(count, NEAR * min(count, len(neurons)))
             parts.append(self.local(rows, directions_near(neurons, around, AROUND, seed), SHORT))
-            spent += count
             if max(float(np.max(self.worths(rows, part), initial=0.0)) for part in parts[-2:]) > enough:
                 break
         directions = np.concatenate(parts)
@@ -108,17 +108,23 @@ class Search:
         self, found: Finds, v: FloatArray, neurons: FloatArray, enough: float, seed: tuple[int, ...], look_at_clock: Callable[[], None]
     ) -> Finds:
         """Add exact local maxima above where searches end, of twice as many starts each time, until one is worth more than `enough`."""
-        rows, spent = self.pooling.spread(v), 0
-        while spent < MOST * self.starts:
+        rows = self.pooling.spread(v)
+        for spent, count in self.batches():
             look_at_clock()
-            count = max(spent, self.starts)
             ends = mixed_search(self.local, rows, neurons, count, (*seed, spent))
             feet = distinct(ends, self.worths(rows, ends), cosine=APART, most=FEET, threshold=PROMISING * self.beta)
             found = self.climbed(v, ends[feet], found.directions)
             if float(np.max(found.worths, initial=0.0)) > enough:
                 break
-            spent += count
         return found
+
+    def batches(self) -> Iterator[tuple[int, int]]:
+        """How many starts were spent before, and how many come next, as many as all before, until there were MOST times as many."""
+        spent = 0
+        while spent < MOST * self.starts:
+            count = max(spent, self.starts)
+            yield spent, count
+            spent += count
 
     def in_families(
         self, rows: FloatArray, neurons: FloatArray, enough: float, seed: tuple[int, ...], look_at_clock: Callable[[], None]

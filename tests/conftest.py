@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -17,3 +20,12 @@ def rough(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("convexbn.fit.certify_on", unproved)
     monkeypatch.setattr("convexbn.solvers.rounds.POLISH", (1e-3,))
+
+
+@pytest.fixture
+def usual_handler() -> Iterator[None]:
+    """Of Ctrl-C, which a test leaves as it was: a shell's background jobs are born deaf to the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)

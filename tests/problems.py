@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from dataclasses import dataclass
 
@@ -56,6 +58,11 @@ def random_problem(loss: Loss, n: int, d: int, seed: int) -> Problem:
     """Gaussian data in general position."""
     X = np.random.default_rng(seed).standard_normal((n, d))
     return Problem(f"random {n} x {d}", X, targets_for(loss, n, seed + 1), loss)
+
+
+def strike() -> None:
+    """Press Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 class Interrupting(Squared):

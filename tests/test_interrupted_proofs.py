@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from problems import random_network, several_targets
+from problems import random_network, several_targets, strike
 
 from convexbn import Certificate, Fit, Network, beta_max, certify, fit, fit_convex_bn, fit_path, judge
 from convexbn.losses import Squared
@@ -22,21 +20,11 @@ from convexbn.pricing.nonnegative import RelaxedTraining
 AGES = 1_000.0  # seconds for a proof that nobody waits for
 
 
-@pytest.fixture(autouse=True)
-def usual_handler() -> Iterator[None]:
-    """A shell's background jobs are born deaf to the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("usual_handler")
 
 
 def raised() -> None:
     raise KeyboardInterrupt
-
-
-def struck() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int = 1, by: Callable[[], None] = raised) -> None:
@@ -109,7 +97,7 @@ def test_before_any_bound_is_known_it_is_that_of_the_trivial_price(outputs: int,
     assert found.estimate == found.bound
 
 
-@pytest.mark.parametrize("by", [raised, struck])
+@pytest.mark.parametrize("by", [raised, strike])
 def test_boxes_in_both_threads_stop_and_keep_what_they_have(by: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes to the thread that waits for them, in the middle of the proof of both signs."""
     X, y, best = problem(1, 5)
@@ -130,23 +118,21 @@ def test_boxes_in_both_threads_stop_and_keep_what_they_have(by: Callable[[], Non
     assert without.bound < found.bound
 
 
-def test_a_tree_keeps_the_bound_of_the_last_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y, best = problem(1, 4)
-    monkeypatch.setattr(judge.Judge, "_methods", lambda self: [self._by_tree])
-    monkeypatch.setattr(judge, "TREE_GAP", 1.0)
+@pytest.mark.parametrize(
+    ("shape", "method", "constant", "value", "owner", "name"),
+    [
+        ((1, 4), "_by_tree", "TREE_GAP", 1.0, tree, "_parts"),
+        ((2, 1), "_by_outputs", "SHORT", 0.0, outputs._Cuts, "add"),  # 5 without time, then 5 and up to 8 a look
+    ],
+)
+def test_the_bound_of_the_last_split_or_look_is_kept(
+    shape: tuple[int, int], method: str, constant: str, value: float, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y, best = problem(*shape)
+    monkeypatch.setattr(judge.Judge, "_methods", lambda self: [getattr(self, method)])
+    monkeypatch.setattr(judge, constant, value)
     without = judged(X, y, best.network, best, seconds=0.0)
-    interrupt(monkeypatch, tree, "_parts", 20)
-    found = judged(X, y, best.network, best)
-    assert found.interrupted
-    assert without.bound < found.bound
-
-
-def test_cuts_in_the_space_of_outputs_keep_the_bound_of_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y, best = problem(2, 1)
-    monkeypatch.setattr(judge.Judge, "_methods", lambda self: [self._by_outputs])
-    monkeypatch.setattr(judge, "SHORT", 0.0)
-    without = judged(X, y, best.network, best, seconds=0.0)
-    interrupt(monkeypatch, outputs._Cuts, "add", 20)  # 5 without time, then 5 and up to 8 a look
+    interrupt(monkeypatch, owner, name, 20)
     found = judged(X, y, best.network, best)
     assert found.interrupted
     assert without.bound < found.bound
@@ -156,7 +142,7 @@ def test_cuts_in_the_space_of_outputs_keep_the_bound_of_the_last_look(monkeypatc
 def test_the_fit_is_returned_with_its_network(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """First look, middle and last."""
     X, y, best = problem(1, 5)
-    interrupt(monkeypatch, owner, name, by=struck)
+    interrupt(monkeypatch, owner, name, by=strike)
     found = fit_convex_bn(X, y, beta=best.program.beta)
     assert found.interrupted
     assert found.solution.status is best.solution.status
@@ -172,7 +158,7 @@ def test_the_fit_is_returned_with_its_network(owner: Any, name: str, monkeypatch
 def test_what_comes_before_the_proof_is_finished_first(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, best = problem(1, 2)
     monkeypatch.setattr(judge, "price_dual", None)  # nothing is priced
-    interrupt(monkeypatch, owner, name, by=struck)
+    interrupt(monkeypatch, owner, name, by=strike)
     found = fit_convex_bn(X, y, beta=best.program.beta)
     assert found.interrupted
     np.testing.assert_array_equal(found.predict(X), best.predict(X))
@@ -181,7 +167,7 @@ def test_what_comes_before_the_proof_is_finished_first(owner: Any, name: str, mo
 
 def test_the_second_interrupt_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, best = problem(1, 2)
-    interrupt(monkeypatch, fit, "simplest", by=lambda: [struck(), struck()])  # type: ignore[arg-type, func-returns-value]
+    interrupt(monkeypatch, fit, "simplest", by=lambda: [strike(), strike()])  # type: ignore[arg-type, func-returns-value]
     with pytest.raises(KeyboardInterrupt):
         fit_convex_bn(X, y, beta=best.program.beta)
 

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from problems import strike
 
 from convexbn.interrupts import held_interrupts
 
-
-@pytest.fixture(autouse=True)
-def usual_handler() -> Iterator[None]:
-    """A shell's background jobs are born deaf to the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGINT, before)
-
-
-def strike() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+pytestmark = pytest.mark.usefixtures("usual_handler")
 
 
 def test_the_first_is_told_and_the_second_interrupts() -> None:
